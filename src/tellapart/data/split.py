@@ -1,0 +1,58 @@
+"""split: which images teach, which calibrate, which test."""
+
+import math
+from collections.abc import Mapping
+
+import polars as pl
+
+from tellapart.data.dataset import Dataset, Split
+from tellapart.storage import sha256
+
+MIN_CALIB_IMAGES = 50
+"""With fewer, the images serve training instead and calibration is cross-fitted."""
+
+
+def split(dataset: Dataset, *, seed: int = 0, test_fraction: float = 0.2, calib_fraction: float = 0.15) -> Dataset:
+    """Give every image in use a part: train, calib or test.
+
+    Folders the user made are kept: a test folder is the test part, and a val folder the calib part. What is missing is
+    drawn from the rest, the same share of each class. The order of the draw is a hash of the seed and of the image's
+    bytes, so it does not depend on file names, and adding images moves few of the others to another part.
+
+    Args:
+        dataset: with contents read and duplicates set aside, so that no picture can lie in two parts.
+        seed: another seed draws other images.
+        test_fraction: share of all images without a test folder, at least one image a class.
+        calib_fraction: share of what is left. None are drawn when that would be under ``MIN_CALIB_IMAGES``.
+    """
+    used = dataset.used()
+    given = used.table["split"].unique().to_list()
+    fractions: dict[Split, float] = {}
+    if "test" not in given:
+        fractions["test"] = test_fraction
+    if "val" not in given and "calib" not in given:
+        fractions["calib"] = calib_fraction
+    drawn: dict[str, Split] = {}
+    for label in dataset.class_names:
+        rows = used.table.filter(pl.col("label") == label, pl.col("split").is_null() | (pl.col("split") == "train"))
+        pairs = zip(rows["content"], rows["path"], strict=True)
+        shuffled = [path for _, path in sorted(pairs, key=lambda pair: sha256(f"{seed}:{pair[0]}".encode()))]
+        drawn.update(_draw(shuffled, fractions))
+    if sum(part == "calib" for part in drawn.values()) < MIN_CALIB_IMAGES:
+        drawn = {path: "train" if part == "calib" else part for path, part in drawn.items()}
+    drawn.update(dict.fromkeys(used.where(pl.col("split") == "val").paths, "calib"))
+    parts = pl.DataFrame({"path": list(drawn), "part": list(drawn.values())})
+    joined = dataset.table.join(parts, on="path", how="left", maintain_order="left")
+    return dataset.with_columns(joined.select(pl.coalesce("part", "split").alias("split"))["split"])
+
+
+def _draw(paths: list[str], fractions: Mapping[Split, float]) -> dict[str, Split]:
+    """Cut a shuffled class into its parts, test first."""
+    drawn: dict[str, Split] = {}
+    rest = paths
+    for part, fraction in fractions.items():
+        size = max(int(part == "test"), math.floor(fraction * len(rest) + 0.5))
+        drawn.update(dict.fromkeys(rest[:size], part))
+        rest = rest[size:]
+    drawn.update(dict.fromkeys(rest, "train"))
+    return drawn

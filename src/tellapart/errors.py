@@ -1,0 +1,104 @@
+"""Every error a user can meet, each with a stable code.
+
+    TellapartError            something the user can put right
+    ├── ImageError            one image file cannot be used; its code becomes the reason in that file's row
+    ├── DataError             the data set as a whole cannot be used
+    ├── RecipeError           a recipe or a setting is wrong
+    ├── ModelError            a model file is damaged, foreign, or does not fit
+    └── StorageError          a file or folder cannot be read, written or locked
+
+A code is part of the interface: it appears in tables, logs and scripts, and is never renamed.
+``CODES`` is the whole list; ``docs/errors.md`` says for each what to do.
+"""
+
+from types import MappingProxyType
+
+CODES = MappingProxyType(
+    {
+        # one image file
+        "file-not-found": "there is no such file",
+        "unreadable-file": "the operating system refused to read the file",
+        "not-a-file": "the path is a folder, a device, a pipe or a socket",
+        "empty-file": "the file has no bytes",
+        "too-many-bytes": "the file is larger than the limit",
+        "not-an-image": "the first bytes are those of no image format",
+        "unsupported-format": "an image format that tellapart does not read",
+        "unsupported-pixels": "a known format with a kind of pixels that has no agreed meaning as a picture",
+        "too-many-pixels": "the image has more pixels than the limit",
+        "too-many-frames": "the file has more frames or pages than the limit",
+        "extreme-aspect-ratio": "the image is a line rather than a picture",
+        "truncated-image": "the file ends before the image does",
+        "damaged-image": "the file starts like an image but cannot be decoded",
+        # the data set
+        "label-conflict": "the same picture is in two classes",
+        "unknown-class": "the folder's name is none of the classes",
+        "source-not-found": "there is no such folder",
+        "no-images": "no image was found",
+        "single-class": "there are images of only one class",
+        "empty-class": "a class has no readable image",
+        "class-names-clash": "two classes have names that differ only by case",
+        "too-few-images": "a class has too few images",
+        "class-mismatch": "folders that should hold the same classes do not",
+        # recipes and settings
+        "unknown-recipe": "there is no recipe of that name",
+        "unknown-setting": "the recipe has no setting of that name",
+        "bad-setting": "the setting has a value it cannot have",
+        "bad-labels": "labels and numbers do not fit together",
+        # model files
+        "model-not-found": "there is no such model file",
+        "damaged-model": "the model file cannot be parsed or its checksum does not match",
+        "foreign-model": "an ONNX file that tellapart did not write",
+        "unsafe-model": "the model file asks for something that models do not need",
+        "newer-model": "the model file was written by a newer version of tellapart",
+        "weights-mismatch": "pretrained weights are not the ones this version was written for",
+        "weights-missing": "the package with the pretrained weights is not installed",
+        "model-disagrees": "the composed model file answers differently from the model that was fitted",
+        # files and folders
+        "run-locked": "another run is using the folder",
+        "cannot-write": "a file or folder cannot be written",
+        "bad-output": "the name of the output file has no known ending",
+        "nothing-to-predict": "no file was given",
+    }
+)
+
+
+class TellapartError(Exception):
+    """Something the user can put right.
+
+    Args:
+        code: one of ``CODES``.
+        message: what was expected, what was found, and where.
+        hint: the next step: what to change or to type. May be empty.
+    """
+
+    def __init__(self, code: str, message: str, *, hint: str = "") -> None:
+        if code not in CODES:
+            raise ValueError(f"unknown error code {code!r}: add it to tellapart.errors.CODES")
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """One line, or two with a hint: ``[code] message`` and what to do."""
+        return f"[{self.code}] {self.message}" + (f"\n  {self.hint}" if self.hint else "")
+
+
+class ImageError(TellapartError):
+    """One image file cannot be used."""
+
+
+class DataError(TellapartError):
+    """The data set as a whole cannot be used."""
+
+
+class RecipeError(TellapartError):
+    """A recipe or a setting is wrong."""
+
+
+class ModelError(TellapartError):
+    """A model file is damaged, foreign, or does not fit."""
+
+
+class StorageError(TellapartError):
+    """A file or folder cannot be read, written or locked."""

@@ -1,0 +1,1 @@
+"""What probabilities are worth: functions of labels and probabilities, numpy only."""

@@ -1,0 +1,1 @@
+"""Image files in, pixels out: numpy, Pillow and simplejpeg."""

@@ -1,0 +1,1 @@
+"""Model files: the backbone, the file, the engine that runs it, and predictions."""

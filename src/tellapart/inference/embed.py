@@ -1,0 +1,108 @@
+"""Embeddings of image files, each computed once: kept in the cache by the content of the image."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.errors import ImageError
+from tellapart.imaging.decode import DECODE_REVISION
+from tellapart.inference.bundled import Backbone
+from tellapart.inference.engine import OpenVINOEngine, Precision, best_precision, iter_outputs
+from tellapart.records import Preprocess, Progress, no_progress
+from tellapart.storage import cache_folder, read_checked, sha256, write_checked
+
+Embeddings = dict[str, NDArray[np.float32]]
+"""(D,) embeddings by content hash."""
+
+_SHARD_IMAGES = 2_000  # what an interruption may cost, and a file's size: 10 MB at 1,280 numbers
+
+
+def embed_files(
+    files: Mapping[str, str], backbone: Backbone, preprocess: Preprocess, progress: Progress = no_progress
+) -> tuple[Embeddings, dict[str, ImageError]]:
+    """Compute, or take from the cache, the embeddings of image files.
+
+    What was computed is in the cache when this function is left, by the end, an error or Ctrl-C.
+
+    Args:
+        files: a path for each content hash.
+        backbone: from ``images`` to ``embedding``.
+        preprocess: how an image becomes the backbone's input.
+        progress: called with the number of images done, cached ones included.
+
+    Returns:
+        The embeddings, and the errors of the images that cannot be decoded, both by content hash.
+    """
+    precision = best_precision()
+    store = _Store(_cache_folder(backbone, preprocess, precision))
+    embeddings = store.load(files)
+    missing = [content for content in files if content not in embeddings]
+    errors: dict[str, ImageError] = {}
+    progress("features", len(embeddings), len(files))
+    if not missing:
+        return embeddings, errors
+    engine = OpenVINOEngine(backbone.onnx_bytes, input_size_px=preprocess.input_size_px, precision=precision)
+    fresh: Embeddings = {}
+    answers = iter_outputs(engine, preprocess, (files[content] for content in missing))
+    try:
+        for content, answer in zip(missing, answers, strict=True):
+            if isinstance(answer, ImageError):
+                errors[content] = answer
+            else:
+                fresh[content] = answer["embedding"]
+            progress("features", len(embeddings) + len(fresh) + len(errors), len(files))
+            if len(fresh) == _SHARD_IMAGES:
+                store.add(fresh)
+                embeddings |= fresh
+                fresh = {}
+    finally:
+        answers.close()
+        store.add(fresh)
+    return embeddings | fresh, errors
+
+
+def _cache_folder(backbone: Backbone, preprocess: Preprocess, precision: Precision) -> Path:
+    """One folder for all embeddings that may be compared; anything that changes them is in its name."""
+    key = sha256(f"{backbone.sha256} {preprocess} {precision} {DECODE_REVISION}".encode())
+    return cache_folder() / "embeddings" / key[:32]
+
+
+class _Store:
+    """A folder of shards, each a checked ``.npz`` with the arrays ``contents`` and ``embeddings``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self, wanted: Mapping[str, str]) -> Embeddings:
+        """The wanted embeddings that are there; a damaged shard counts as absent."""
+        return {
+            content: embedding
+            for contents, embeddings in self._shards()
+            for content, embedding in zip(contents, embeddings, strict=True)
+            if content in wanted
+        }
+
+    def add(self, embeddings: Embeddings) -> None:
+        if not embeddings:
+            return
+        shard = io.BytesIO()
+        raw = b"".join(bytes.fromhex(content) for content in embeddings)
+        contents = np.frombuffer(raw, dtype=np.uint8).reshape(-1, 32)
+        np.savez(shard, contents=contents, embeddings=np.stack(list(embeddings.values())))
+        write_checked(self.folder / f"{sha256(contents.tobytes())[:32]}.npz.checked", shard.getvalue())
+
+    def _shards(self) -> Iterator[tuple[Sequence[str], NDArray[np.float32]]]:
+        for path in sorted(self.folder.glob("*.npz.checked")):
+            data = read_checked(path)
+            if data is None:
+                path.unlink(missing_ok=True)
+                continue
+            try:
+                with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                    yield [row.tobytes().hex() for row in arrays["contents"]], arrays["embeddings"]
+            except (BadZipFile, KeyError, ValueError):
+                path.unlink(missing_ok=True)

@@ -1,0 +1,94 @@
+"""Classifier: images in, predictions out."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.errors import ImageError
+from tellapart.evaluation.decide import decide
+from tellapart.imaging.files import iter_files
+from tellapart.inference.engine import ImageSource, OpenVINOEngine, Precision, iter_outputs
+from tellapart.inference.model import ModelFile, read_model
+from tellapart.records import ModelCard, Prediction
+
+
+class Classifier:
+    """A model file, ready to answer.
+
+    Args:
+        model: a verified model file.
+        precision: ``f32`` or ``bf16``; best for this processor when None.
+
+    Attributes:
+        card: what the model says about itself.
+    """
+
+    def __init__(self, model: ModelFile, *, precision: Precision | None = None) -> None:
+        self.card: ModelCard = model.card
+        size = model.card.preprocess.input_size_px
+        self._engine = OpenVINOEngine(model.onnx_bytes, input_size_px=size, precision=precision)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """K names, in the order of ``Prediction.probs``."""
+        return self.card.class_names
+
+    @property
+    def precision(self) -> Precision:
+        """What the engine computes in."""
+        return self._engine.precision
+
+    def predict(self, images: ImageSource | Iterable[ImageSource]) -> list[Prediction]:
+        """Predict a few images at once.
+
+        Args:
+            images: a path, a folder (all images below it), the bytes of an image file, an (H, W, 3) uint8 RGB array, or any
+                number of these.
+
+        Returns:
+            One prediction an image, in order; unreadable ones have the verdict ``error``, nothing is raised for them.
+        """
+        single = isinstance(images, bytes | str | os.PathLike | np.ndarray)
+        return list(self.iter_predictions(_expand([images] if single else images)))  # type: ignore[list-item, arg-type]
+
+    def iter_predictions(self, images: Iterable[ImageSource]) -> Iterator[Prediction]:
+        """Predict any number of images in bounded memory, in order; see ``predict``, but folders are not searched."""
+        names: deque[str] = deque()  # of the images under way
+
+        def named() -> Iterator[ImageSource]:
+            for image in images:
+                names.append(os.fspath(image) if isinstance(image, str | os.PathLike) else "")
+                yield image
+
+        for answer in iter_outputs(self._engine, self.card.preprocess, named()):
+            name = names.popleft()
+            if isinstance(answer, ImageError):
+                yield Prediction(path=name, verdict="error", error=answer.code, message=answer.message)
+            else:
+                yield decide(name, answer["probs"], self.card)
+
+    def iter_probs(self, images: Iterable[ImageSource]) -> Iterator[NDArray[np.float32] | ImageError]:
+        """(K,) probabilities of each image, or why it cannot be used; in order."""
+        for answer in iter_outputs(self._engine, self.card.preprocess, images):
+            yield answer if isinstance(answer, ImageError) else answer["probs"]
+
+
+def load(path: str | Path) -> Classifier:
+    """Open a model file.
+
+    Raises:
+        ModelError: the file is missing, damaged, foreign, unsafe or newer than this version.
+    """
+    return Classifier(read_model(path))
+
+
+def _expand(images: Iterable[ImageSource]) -> Iterator[ImageSource]:
+    for image in images:
+        if isinstance(image, str | os.PathLike) and Path(image).is_dir():
+            yield from (found.path for found in iter_files(Path(image)) if not found.skip)
+        else:
+            yield image

@@ -1,0 +1,220 @@
+"""The product on one screen: from labelled images to a verified model file and honest numbers."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy.special import softmax
+
+from tellapart.data.check import check_contents, require_enough
+from tellapart.data.dataset import Dataset
+from tellapart.data.sources import open_dataset, open_test_images
+from tellapart.data.split import split
+from tellapart.errors import DataError
+from tellapart.evaluation.calibration import fit_temperature
+from tellapart.evaluation.conformal import fit_conformal
+from tellapart.evaluation.decide import decide
+from tellapart.evaluation.report import measure
+from tellapart.inference.model import ModelFile, pack
+from tellapart.inference.predict import Classifier, load
+from tellapart.records import Calibration, ConformalRule, ModelCard, Progress, no_progress
+from tellapart.storage import atomic_file, locked_folder, write_bytes, write_json
+from tellapart.training.recipes import ProbeRecipe, build_recipe, recipe_settings, recipe_toml
+from tellapart.training.train import Fitted, extract_features, fit
+from tellapart.training.verify import Answers, answer, verify
+
+REPORT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A finished training run.
+
+    Attributes:
+        folder: holds ``model.onnx``, ``report.json``, ``recipe.toml``, ``dataset.parquet`` and ``predictions.parquet``.
+        report: the content of ``report.json``.
+    """
+
+    folder: Path
+    report: Mapping[str, Any]
+
+    @property
+    def model_path(self) -> Path:
+        """The model file."""
+        return self.folder / "model.onnx"
+
+
+def train(
+    source: str | Path,
+    *,
+    recipe: str | ProbeRecipe = "probe",
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Run:
+    """Turn labelled images into one verified model file and a report.
+
+    Args:
+        source: a folder of class folders, or of train, val and test folders with class folders.
+        recipe: a recipe's name, or a recipe.
+        settings: changes to the named recipe, such as ``{"input_size_px": 160}``.
+        out: run folder; ``runs/`` and the source's name when None.
+        seed: draws splits and folds.
+        progress: called as the work goes on.
+
+    Raises:
+        TellapartError: the images, the recipe or the folder are at fault; its code and hint say how.
+    """
+    recipe = build_recipe(recipe, settings) if isinstance(recipe, str) else recipe
+    clock = _Clock()
+    dataset = open_dataset(source)
+    with locked_folder(Path(out) if out else Path("runs") / Path(source).resolve().name) as folder:
+        with clock.stage("read"):
+            dataset = check_contents(dataset, progress)
+            require_enough(dataset)
+        with clock.stage("features"):
+            dataset, features = extract_features(dataset, recipe, progress)
+            require_enough(dataset)
+        with clock.stage("fit"):
+            dataset = split(
+                dataset, seed=seed, test_fraction=recipe.test_fraction, calib_fraction=recipe.calib_fraction
+            )
+            fitted = fit(dataset, features, recipe, seed=seed)
+            calibration, conformal = calibrate(fitted, coverage=recipe.coverage)
+        with clock.stage("verify"):
+            model = pack(fitted.to_onnx(calibration), _card(fitted, calibration, conformal, dataset, recipe))
+            part = dataset.used("calib") if fitted.method == "calib" else dataset.used("train")
+            verification, answers = verify(model, part, fitted.probs(part, calibration), progress)
+        with clock.stage("test"):
+            tested, refused = answer(Classifier(model), dataset.used("test"), "testing", progress)
+            dataset = dataset.with_outcome("refused", refused)
+            test = measure_answers(dataset.used("test"), tested)
+        report = {
+            "schema_version": REPORT_VERSION,
+            "test": test,
+            "calibration": {**asdict(calibration), "conformal": asdict(conformal)},
+            "verification": verification,
+            "dataset": describe(dataset),
+            "recipe": {**recipe_settings(recipe), **fitted.details},
+            "seed": seed,
+            "seconds": clock.seconds(),
+        }
+        card = replace(model.card, metrics=test, verification=verification, dataset=report["dataset"])
+        _write_run(folder, model.with_card(card), dataset, answers | tested, recipe, report)
+    return Run(folder=folder, report=report)
+
+
+def evaluate(
+    model: str | Path | Classifier, source: str | Path, *, progress: Progress = no_progress
+) -> Mapping[str, Any]:
+    """Measure a model file on labelled images.
+
+    Args:
+        model: a model file, or one that is open.
+        source: class folders named as the model's classes; of train, val and test folders the test folder only.
+        progress: called as the images are answered.
+
+    Returns:
+        ``test`` and ``dataset``, as in ``report.json``.
+
+    Raises:
+        ModelError: the file is at fault.
+        DataError: the source is at fault.
+    """
+    classifier = model if isinstance(model, Classifier) else load(model)
+    dataset = check_contents(open_test_images(source, classifier.class_names), progress)
+    answers, refused = answer(classifier, dataset.used(), "testing", progress)
+    dataset = dataset.with_outcome("refused", refused)
+    if not len(dataset.used()):
+        raise DataError("no-images", f"no image in {source} could be read", hint="tellapart predict says why for each")
+    return {"test": measure_answers(dataset.used(), answers), "dataset": describe(dataset)}
+
+
+def calibrate(fitted: Fitted, *, coverage: float) -> tuple[Calibration, ConformalRule]:
+    """Fit temperature and prediction sets on images that neither trained nor chose the model."""
+    logits, labels = fitted.held_out_logits.astype(np.float64), fitted.held_out_labels
+    calibration = Calibration(temperature=fit_temperature(logits, labels), method=fitted.method, n=len(labels))
+    probs = softmax(logits / calibration.temperature, axis=1)
+    return calibration, fit_conformal(probs, labels, coverage=coverage)
+
+
+def measure_answers(part: Dataset, answers: Answers) -> dict[str, Any]:
+    """Measure a model file's answers about the images in use of one part."""
+    probs = np.array([answers[path] for path in part.paths]).reshape(len(part), len(part.class_names))
+    return measure(part.labels, probs, part.class_names)
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """What became of every file, as numbers."""
+    splits = [name for name in ("train", "calib", "test") if len(dataset.used(name))]  # type: ignore[arg-type]
+    return {
+        **asdict(dataset.counts()),
+        "reasons": dataset.reasons(),
+        "classes": dataset.class_counts(),
+        "splits": {name: dataset.class_counts(name) for name in splits},  # type: ignore[arg-type]
+        "fingerprint": dataset.fingerprint(),
+    }
+
+
+def _card(
+    fitted: Fitted, calibration: Calibration, conformal: ConformalRule, dataset: Dataset, recipe: ProbeRecipe
+) -> ModelCard:
+    return ModelCard(
+        class_names=dataset.class_names,
+        preprocess=recipe.preprocess,
+        calibration=calibration,
+        conformal=conformal,
+        embedding_dim=fitted.embedding_dim,
+        weights=fitted.weights,
+        recipe=recipe_settings(recipe),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        software={name: version(name) for name in ("tellapart", "openvino", "onnx", "numpy", "scikit-learn")},
+    )
+
+
+def _write_run(
+    folder: Path, model: ModelFile, dataset: Dataset, answers: Answers, recipe: ProbeRecipe, report: Mapping[str, Any]
+) -> None:
+    """Write the run's files, each whole or not at all; the model comes last, so that it never lacks its report."""
+    dataset.write_parquet(folder / "dataset.parquet")
+    with atomic_file(folder / "predictions.parquet") as file:
+        _prediction_table(dataset, answers, model.card).write_parquet(file)
+    write_bytes(folder / "recipe.toml", recipe_toml(recipe).encode())
+    write_json(folder / "report.json", report)
+    model.save(folder / "model.onnx")
+
+
+def _prediction_table(dataset: Dataset, answers: Answers, card: ModelCard) -> pl.DataFrame:
+    """One row for each image the model file was asked about."""
+    rows = []
+    for path, split_name, label in dataset.used().table.select("path", "split", "label").iter_rows():
+        if path in answers:
+            said = decide(path, answers[path], card)
+            row = {"path": path, "split": split_name, "label": label, "predicted": said.label, "prob": said.prob}
+            rows.append({**row, "verdict": said.verdict, "probs": said.probs})
+    return pl.DataFrame(rows)
+
+
+class _Clock:
+    """Wall time of each stage, and of all."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._stages: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._stages[name] = round(time.perf_counter() - start, 3)
+
+    def seconds(self) -> dict[str, float]:
+        return {**self._stages, "total": round(time.perf_counter() - self._start, 3)}

@@ -1,0 +1,194 @@
+"""The records that cross the layers: frozen, and checked where they are made."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tellapart.errors import RecipeError
+
+Task = Literal["classification"]
+ResizeMode = Literal["squash", "crop", "pad"]
+Verdict = Literal["sure", "unsure", "unfamiliar", "error"]
+
+Progress = Callable[[str, int, int | None], None]
+"""Called as ``progress(stage, done, total)``; ``total`` is None while it is not known."""
+
+
+def no_progress(stage: str, done: int, total: int | None) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocess:
+    """How a decoded image becomes the model's input; stored in the model file.
+
+    Attributes:
+        input_size_px: side S of the square the model sees.
+        resize: ``squash`` ignores the image's shape, ``crop`` cuts the middle square, ``pad`` adds gray bars.
+        interpolation: filter of the reduction, always antialiased.
+    """
+
+    input_size_px: int
+    resize: ResizeMode = "squash"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.input_size_px <= 4096:
+            raise RecipeError("bad-setting", f"input_size_px must be 8 to 4096, got {self.input_size_px}")
+        if self.resize not in ("squash", "crop", "pad"):
+            raise RecipeError("bad-setting", f"resize must be squash, crop or pad, got {self.resize!r}")
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise RecipeError("bad-setting", f"interpolation must be bilinear or bicubic, got {self.interpolation!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """An estimate with its 95 % confidence interval; all three are None where there was nothing to measure."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    def __post_init__(self) -> None:
+        if self.value is None or self.low is None or self.high is None:
+            if (self.value, self.low, self.high) != (None, None, None):
+                raise ValueError("an interval is whole or empty")
+        elif not self.low <= self.value <= self.high:
+            raise ValueError(f"an interval must hold its estimate: {self.low} <= {self.value} <= {self.high}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """The temperature that logits are divided by, and what it was fitted on.
+
+    Attributes:
+        temperature: above 0; 1 leaves probabilities unchanged, more softens them.
+        method: ``calib`` images of their own, or ``cross-fit``: each training image answered by a model that
+            did not see it, where there were too few images for a part of their own.
+        n: number of images it was fitted on.
+    """
+
+    temperature: float
+    method: Literal["calib", "cross-fit"]
+    n: int
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConformalRule:
+    """A class is in the prediction set when its probability is at least ``min_prob``.
+
+    Attributes:
+        coverage: share of images whose set holds the true class, 0-1, over images like the calibration ones.
+        min_prob: 0 puts every class into every set: there were too few images to promise more.
+        n: number of images it was fitted on.
+    """
+
+    coverage: float
+    min_prob: float
+    n: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.coverage < 1:
+            raise ValueError(f"coverage must lie between 0 and 1, got {self.coverage}")
+        if not 0 <= self.min_prob <= 1:
+            raise ValueError(f"min_prob must be 0 to 1, got {self.min_prob}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """Where pretrained weights came from, and on what terms."""
+
+    name: str
+    source: str
+    license: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """What became of every file that was seen."""
+
+    seen: int
+    used: int
+    refused: int
+    duplicates: int
+    skipped: int
+
+    def __post_init__(self) -> None:
+        if self.seen != self.used + self.refused + self.duplicates + self.skipped:
+            raise ValueError(f"the counts do not add up: {self}")
+
+    def __str__(self) -> str:
+        """Say it as a sum."""
+        return (
+            f"{self.seen:,} files seen = {self.used:,} used + {self.refused:,} refused"
+            f" + {self.duplicates:,} duplicates + {self.skipped:,} skipped"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a model file says about itself: the JSON document under its metadata key ``tellapart``.
+
+    Attributes:
+        class_names: K names, in the order of the columns of ``probs``.
+        conformal: the rule behind the verdict ``sure``; None where there was nothing to fit it on.
+        familiarity: reserved for the score's threshold; None in files without the output ``familiarity``.
+        decision_rules: reserved for named bands of a class's probability.
+        metrics: as in ``report.json`` under ``test``; empty until measured.
+        graph_sha256: checksum of the graph's bytes in the file.
+        verification: how far the file's own answers lie from the fitted model's.
+    """
+
+    class_names: tuple[str, ...]
+    preprocess: Preprocess
+    calibration: Calibration
+    embedding_dim: int
+    created: str
+    graph_sha256: str = ""
+    weights: Weights | None = None
+    conformal: ConformalRule | None = None
+    familiarity: Mapping[str, object] | None = None
+    decision_rules: tuple[Mapping[str, object], ...] = ()
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    dataset: Mapping[str, object] = field(default_factory=dict)
+    metrics: Mapping[str, object] = field(default_factory=dict)
+    verification: Mapping[str, object] = field(default_factory=dict)
+    software: Mapping[str, str] = field(default_factory=dict)
+    task: Task = "classification"
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) < 2 or len(set(self.class_names)) != len(self.class_names):
+            raise ValueError(f"a model needs two or more different classes, got {self.class_names}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """The answer for one image; or, with the verdict ``error``, why there is none.
+
+    Attributes:
+        path: as it was given; empty for bytes and arrays.
+        label: the most probable class.
+        prob: its calibrated probability, 0-1.
+        probs: K probabilities in the order of the model's class names.
+        prediction_set: the classes that cannot be ruled out at the model's coverage, most probable first.
+        error: code of the error, empty without one.
+    """
+
+    path: str
+    verdict: Verdict
+    label: str | None = None
+    prob: float | None = None
+    probs: tuple[float, ...] = ()
+    prediction_set: tuple[str, ...] = ()
+    error: str = ""
+    message: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.verdict == "error") != bool(self.error) or (self.label is None) != bool(self.error):
+            raise ValueError("a prediction has either a label or an error")

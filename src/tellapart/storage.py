@@ -1,0 +1,122 @@
+"""Files and folders that are never half-written."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import filelock
+import platformdirs
+
+from tellapart.errors import StorageError
+
+
+def sha256(data: bytes) -> str:
+    """Content hash, as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where backbones and embeddings are kept: ``$TELLAPART_CACHE``, or the user's cache folder."""
+    given = os.environ.get("TELLAPART_CACHE")
+    return Path(given) if given else platformdirs.user_cache_path("tellapart")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that appears under its name whole or not at all.
+
+    The bytes go to a temporary file in the same folder, reach the disk, and are then renamed.
+
+    Raises:
+        StorageError: cannot-write, with the system's reason (disk full, no permission ...).
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file atomically; see ``atomic_file``."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def write_json(path: Path, document: Mapping[str, object]) -> None:
+    """Write a JSON document atomically; numbers that are not finite are an error, not a new dialect."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, text.encode() + b"\n")
+
+
+def write_checked(path: Path, data: bytes) -> None:
+    """Write a cache entry that can be told from a damaged one; see ``read_checked``."""
+    write_bytes(path, hashlib.sha256(data).digest() + data)
+
+
+def read_checked(path: Path) -> bytes | None:
+    """Read what ``write_checked`` wrote; None when it is missing, unreadable, cut short or altered."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, data = content[:32], content[32:]
+    return data if hashlib.sha256(data).digest() == digest else None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's errors while writing ``path`` into a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        hint = "free some space, or choose another folder with --out" if error.errno == errno.ENOSPC else ""
+        raise StorageError("cannot-write", f"{path}: {error.strerror or error}", hint=hint) from error
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[Path]:
+    """Hold a run folder, so that two runs never write into one.
+
+    The lock belongs to the process: it ends with it, however it ends.
+
+    Raises:
+        StorageError: run-locked, or cannot-write.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            hint = "wait for it, or choose another folder with --out"
+            raise StorageError("run-locked", f"another run is using {folder}", hint=hint) from error
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable. Windows cannot open a folder, and needs no such step."""
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

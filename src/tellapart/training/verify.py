@@ -1,0 +1,79 @@
+"""Verify a composed model file: its own answers, from raw bytes, against the model that was fitted."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.data.dataset import Dataset
+from tellapart.errors import ImageError, ModelError
+from tellapart.inference.model import ModelFile
+from tellapart.inference.predict import Classifier
+from tellapart.records import Progress
+
+TIE_MARGIN = 0.02
+"""Two classes whose probabilities are closer than this are a tie: rounding may put either first."""
+
+Answers = dict[str, NDArray[np.float32]]
+"""(K,) probabilities by path."""
+
+
+def answer(
+    classifier: Classifier, part: Dataset, stage: str, progress: Progress
+) -> tuple[Answers, dict[str, tuple[str, str]]]:
+    """Ask the model file about images, from their files.
+
+    Returns:
+        The answers, and for each image that cannot be decoded its path, code and message.
+    """
+    answers: Answers = {}
+    refused: dict[str, tuple[str, str]] = {}
+    for path, probs in zip(part.paths, classifier.iter_probs(part.paths), strict=True):
+        if isinstance(probs, ImageError):
+            refused[path] = (probs.code, probs.message)
+        else:
+            answers[path] = probs
+        progress(stage, len(answers) + len(refused), len(part))
+    return answers, refused
+
+
+def verify(
+    model: ModelFile, part: Dataset, fitted_probs: NDArray[np.float64], progress: Progress
+) -> tuple[Mapping[str, Any], Answers]:
+    """Compare the file's answers with the fitted model's, and reduced precision with full.
+
+    Args:
+        model: the composed file.
+        part: images of the calib part, or of train where there is none.
+        fitted_probs: (N, K) what the fitted model says of them.
+        progress: called as the images are answered.
+
+    Returns:
+        What was found, for the model card and the report; and the file's answers.
+
+    Raises:
+        ModelError: model-disagrees, when the most probable class differs on an image that is no tie.
+    """
+    classifier = Classifier(model)
+    answers, _ = answer(classifier, part, "verifying", progress)
+    probs = np.stack([answers[path] for path in part.paths])
+    found: dict[str, Any] = {"n": len(part), "precision": classifier.precision, **_difference(fitted_probs, probs)}
+    if found["top1_differs"] > found["ties"]:
+        message = f"{found['top1_differs']} of {len(part)} images get another class from the file than from the model"
+        raise ModelError("model-disagrees", message, hint="please report this, with your versions of openvino and onnx")
+    if classifier.precision != "f32":
+        full, _ = answer(Classifier(model, precision="f32"), part, "verifying", progress)
+        found["against_f32"] = _difference(np.stack([full[path] for path in part.paths]), probs)
+    return found, answers
+
+
+def _difference(expected: NDArray[Any], found: NDArray[Any]) -> dict[str, Any]:
+    """How far two sets of (N, K) probabilities lie apart."""
+    first, second = np.sort(expected, axis=1)[:, -1], np.sort(expected, axis=1)[:, -2]
+    differs = expected.argmax(axis=1) != found.argmax(axis=1)
+    return {
+        "top1_differs": int(differs.sum()),
+        "ties": int((differs & (first - second < TIE_MARGIN)).sum()),
+        "max_abs_difference": float(np.abs(expected - found).max()),
+    }
