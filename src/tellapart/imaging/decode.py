@@ -71,8 +71,8 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH, _DNG_VERSION = 258, 2
 _WHITE_IS_ZERO = 0
 _PROFILE_DEVICE = slice(48, 56)  # manufacturer and model; names are no guide: "linear sRGB" is not sRGB
 
-# libjpeg tells only the first of its warnings. After this one nothing is left to go wrong, except where restart
-# markers let it stand for a lost strip; after any other, pixels may be made up.
+# Only the first of libjpeg's warnings comes through. After this one nothing is left to go wrong, except where
+# restart markers let it stand for a lost strip; after any other, pixels may be made up.
 _BYTES_AFTER_LAST_SCAN = "extraneous bytes before marker 0xd9"
 _RESTART_INTERVAL = b"\xff\xdd"
 _LOSSLESS_FRAME = b"\xff\xc3"
@@ -124,7 +124,7 @@ def decode_image(
         _check_frames(image, data, limits)
         if image_format == "JPEG":
             orientation = _orientation(image)
-            pixels = _to_srgb(_decode_jpeg(data, image, target_px), image.info.get("icc_profile"))
+            pixels = _decode_jpeg(data, image, target_px)
         else:
             image.load()
             # Pillow turns TIFF upright while loading and then forgets the tag, so the tag is read afterwards.
@@ -214,7 +214,7 @@ def _open(data: bytes, image_format: str) -> Image.Image:
 
 
 def _scale_transparent_color(image: Image.Image, bit_depth: int) -> None:
-    """Bring a PNG's transparent color from the file's bit depth to the 8 bits of the pixels Pillow compares it with."""
+    """Bring a PNG's transparent color from the file's bit depth to 8 bits; Pillow does so only for pixels."""
     color = image.info["transparency"]
     if image.mode == "L" and bit_depth < 8:
         image.info["transparency"] = color * 255 // (2**bit_depth - 1)
@@ -256,7 +256,8 @@ def _check_size(image: Image.Image, limits: DecodeLimits) -> None:
         # libtiff takes memory for a whole tile, however small the image.
         width, height = (int(image.tag_v2.get(tag, 0)) for tag in (_TILE_WIDTH, _TILE_LENGTH))
         if width * height > limits.max_pixels:
-            raise ImageError("too-many-pixels", f"tiles of {width} x {height}; the limit is {limits.max_pixels:,}")
+            message = f"tiles of {width} x {height} pixels; the limit is {limits.max_pixels:,}"
+            raise ImageError("too-many-pixels", message)
 
 
 def _check_frames(image: Image.Image, data: bytes, limits: DecodeLimits) -> None:
@@ -319,8 +320,9 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def _decode_jpeg(data: bytes, image: Image.Image, target_px: int | None) -> Image.Image:
-    """Decode with libjpeg-turbo; damage that would leave made-up pixels is an error."""
+def _decode_jpeg(data: bytes, image: Image.Image, target_px: int | None) -> Pixels:
+    """Decode with libjpeg-turbo to sRGB; damage that would leave made-up pixels is an error."""
+    icc_profile = image.info.get("icc_profile")
     colorspace = "GRAY" if image.mode == "L" else image.mode
     # simplejpeg makes room for the scaled size only, and libjpeg-turbo never scales a lossless JPEG: it would
     # write beyond the end.
@@ -332,14 +334,16 @@ def _decode_jpeg(data: bytes, image: Image.Image, target_px: int | None) -> Imag
         if _BYTES_AFTER_LAST_SCAN in str(error) and _RESTART_INTERVAL not in data:
             pixels = simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=False, **size)
         elif _ODD_JPEG_HEADER.search(str(error)):
-            return image
+            return _to_srgb(image, icc_profile)
         else:
             raise
+    if colorspace == "RGB" and not icc_profile:
+        return pixels  # by far the most frequent; spares two copies
     if colorspace == "GRAY":
-        return Image.fromarray(pixels[..., 0])
-    if colorspace == "CMYK":
-        return Image.fromarray(255 - pixels, "CMYK")  # stored inverted, as Adobe began and everybody followed
-    return Image.fromarray(pixels)
+        return _to_srgb(Image.fromarray(pixels[..., 0]), icc_profile)
+    if colorspace == "CMYK":  # stored inverted, as Adobe began and everybody followed
+        return _to_srgb(Image.fromarray(255 - pixels, "CMYK"), icc_profile)
+    return _to_srgb(Image.fromarray(pixels), icc_profile)
 
 
 def _to_srgb(image: Image.Image, icc_profile: bytes | None) -> Pixels:
@@ -409,7 +413,7 @@ def _color_to_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image
         transform = _icc_transform(icc_profile, image.mode)
         if transform is not None:
             return ImageCms.applyTransform(image, transform) or image
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @functools.lru_cache(maxsize=64)
