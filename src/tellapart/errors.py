@@ -58,6 +58,7 @@ CODES = MappingProxyType(
         "cannot-write": "a file or folder cannot be written",
         "bad-output": "the name of the output file has no known ending",
         "nothing-to-predict": "no file was given",
+        "resume-mismatch": "the interrupted run was about other files",
     }
 )
 

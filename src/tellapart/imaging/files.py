@@ -42,8 +42,9 @@ def iter_files(folder: Path) -> Iterator[FoundFile]:
     """Walk a folder and all below it, in natural order, files before folders.
 
     Every file is reported. ``skip`` says ``hidden`` or ``system`` for names that are not the user's own, ``other`` for a
-    file that neither is called an image nor starts like one, ``link-loop`` for a link back to a folder above it and
-    ``unreadable-folder`` for a folder that may not be listed. Memory grows with the largest single folder.
+    file that neither is called an image nor starts like one, ``link-loop`` for a link back to a folder above it,
+    ``unreadable-folder`` for a folder that may not be listed, and ``name-not-unicode`` for a name that no table can hold (with
+    such a folder goes all below it). Memory grows with the largest single folder.
     """
     pending = [(folder, (_identity(folder),), "")]
     while pending:
@@ -59,7 +60,9 @@ def iter_files(folder: Path) -> Iterator[FoundFile]:
         for is_folder, name in names:
             path = current / name
             skip = inherited or skip_rule(name)
-            if not is_folder:
+            if not _is_unicode(path):
+                yield FoundFile(Path(os.fsencode(path).decode(errors="backslashreplace")), "name-not-unicode")
+            elif not is_folder:
                 yield FoundFile(path, skip or ("" if _is_image(path) else "other"))
             elif (identity := _identity(path)) in above:
                 yield FoundFile(path, "link-loop")
@@ -88,6 +91,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link that leads to itself
         return False
+
+
+def _is_unicode(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_image(path: Path) -> bool:

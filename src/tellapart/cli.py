@@ -1,0 +1,298 @@
+"""The command line: one thin command per verb. Each parses, calls and prints."""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import tellapart
+from tellapart.errors import RecipeError, TellapartError
+
+app = typer.Typer(
+    help="A folder of labelled images in, an image recogniser that can be trusted out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out_console = Console()
+err_console = Console(stderr=True)
+
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model.onnx that tellapart wrote.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False) -> None:
+    """Train, measure and use image recognisers."""
+    if show:
+        out_console.print(f"tellapart {tellapart.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    source: Annotated[Path, typer.Argument(help="A folder with one folder of images for each class.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/NAME]")] = None,
+    recipe: Annotated[str, typer.Option(help="How to train.")] = "probe",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the recipe.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws the split into train, calib and test.")] = 0,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a folder of labelled images into one verified model file and a report."""
+    with user_errors(as_json, "what was computed is kept: type the same again to go on from there"):
+        changes = dict(_setting(text) for text in settings or [])
+        from tellapart.pipeline import train as run_train
+
+        with progress_bar(quiet or as_json) as progress:
+            run = run_train(source, recipe=recipe, settings=changes, out=out, seed=seed, progress=progress)
+        if as_json:
+            _print_json({"run": str(run.folder), "model": str(run.model_path), **run.report})
+        elif not quiet:
+            _print_dataset(run.report["dataset"])
+            _print_metrics(run.report["test"])
+            _print_verification(run.report["verification"])
+            seconds = run.report["seconds"]["total"]
+            out_console.print(f"\n[bold]{run.model_path}[/] and report.json written in {seconds:.1f} s")
+            out_console.print("Next: ", end="")
+            out_console.print(f"tellapart predict {run.model_path} NEW_IMAGES -o predictions.csv", style="cyan")
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    source: Annotated[Path, typer.Argument(help="A folder with one folder of images for each class.")],
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a model file on labelled images it has not seen."""
+    with user_errors(as_json):
+        from tellapart.pipeline import evaluate as run_evaluate
+
+        with progress_bar(quiet or as_json) as progress:
+            result = run_evaluate(model, source, progress=progress)
+        if as_json:
+            _print_json(result)
+        elif not quiet:
+            _print_dataset(result["dataset"])
+            _print_metrics(result["test"])
+
+
+@app.command()
+def predict(
+    model: ModelArgument,
+    images: Annotated[
+        list[str], typer.Argument(help="Folders, files or globs; - reads a list of files from standard input.")
+    ],
+    out: Annotated[str, typer.Option("--out", "-o", help="A .csv, .jsonl or .parquet file; - prints.")] = "-",
+    probs: Annotated[bool, typer.Option("--probs", help="Add the probability of every class.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict images: one row a file, in order, also for those that cannot be read."""
+    with user_errors(as_json, "the rows so far are kept: type the same again with --resume"):
+        from tellapart.inference.predict import load
+        from tellapart.inference.rows import columns, iter_paths, row, stream_rows, write_predictions
+
+        arguments = (line.rstrip("\r\n") for line in sys.stdin if line.strip()) if images == ["-"] else iter(images)
+        classifier = load(model)
+        if out == "-":
+            rows = (
+                row(prediction, classifier.class_names, all_probs=probs)
+                for prediction in classifier.iter_predictions(iter_paths(arguments))
+            )
+            names = columns(classifier.class_names, all_probs=probs)
+            stream_rows(rows, names, sys.stdout, as_json=as_json)
+            return
+        with progress_bar(quiet or as_json) as progress:
+            verdicts = write_predictions(
+                classifier, iter_paths(arguments), Path(out), all_probs=probs, resume=resume, progress=progress
+            )
+        if as_json:
+            _print_json({"out": out, "verdicts": verdicts})
+        elif not quiet:
+            said = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(verdicts.items()))
+            out_console.print(f"[bold]{out}[/]: {sum(verdicts.values()):,} images ({said})")
+
+
+@app.command()
+def info(model: ModelArgument, as_json: JsonOption = False) -> None:
+    """Say what a model file knows about itself."""
+    with user_errors(as_json):
+        from tellapart.inference.model import card_document, read_model
+
+        card = read_model(model).card
+        if as_json:
+            _print_json(card_document(card))
+            return
+        table = Table.grid(padding=(0, 2))
+        rows = {
+            "classes": ", ".join(card.class_names),
+            "input": f"{card.preprocess.input_size_px} x {card.preprocess.input_size_px} px, {card.preprocess.resize}",
+            "recipe": str(card.recipe.get("name")),
+            "test accuracy": _interval(card.metrics["accuracy"]) + f" on {card.metrics['n']} images"  # type: ignore[arg-type]
+            if card.metrics
+            else "not measured",
+            "temperature": f"{card.calibration.temperature:.3f} ({card.calibration.method}, {card.calibration.n} images)",
+            "prediction sets": f"{card.conformal.coverage:.0%} coverage, {card.conformal.n} images"
+            if card.conformal
+            else "none",
+            "weights": f"{card.weights.name}, {card.weights.source}, {card.weights.license}" if card.weights else "own",
+            "trained": card.created,
+            "software": ", ".join(f"{name} {number}" for name, number in card.software.items()),
+            "checksum": card.graph_sha256,
+        }
+        for name, value in rows.items():
+            table.add_row(name, value)
+        out_console.print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for images and model.")] = Path("tellapart-demo"),
+    quiet: QuietOption = False,
+) -> None:
+    """Train on handwritten digits that come with scikit-learn, and show what a user would see."""
+    with user_errors():
+        from tellapart.demo import write_digits
+
+        count = write_digits(out / "digits")
+        folder, run = out / "digits", out / "run"
+        _say(quiet, f"wrote {count:,} real handwritten digits to {folder}")
+        _say(quiet, f"\n$ tellapart train {folder} --out {run}")
+        train(folder, out=run, quiet=quiet)
+        _say(quiet, f"\n$ tellapart predict {run / 'model.onnx'} {folder / '3'} | head -5")
+        from tellapart.inference.predict import load
+
+        for prediction in load(run / "model.onnx").predict(sorted((folder / "3").iterdir())[:4]):
+            _say(quiet, f"{prediction.path},{prediction.label},{prediction.prob:.4f},{prediction.verdict}")
+        _say(quiet, f"\nNow with your own: tellapart train FOLDER   (the run folder is {run})")
+
+
+@contextmanager
+def user_errors(as_json: bool = False, interrupted: str = "") -> Iterator[None]:
+    """Print what a user can put right as two lines, not as a traceback; 1 for errors, 130 for Ctrl-C."""
+    warnings.filterwarnings("ignore", module="PIL")  # about tags of broken files, which get their own rows
+    try:
+        yield
+    except TellapartError as error:
+        if as_json:
+            _print_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+        else:
+            err_console.print(f"[bold red]error[/] \\[{error.code}]: ", end="")
+            err_console.print(error.message, markup=False, highlight=False)
+            if error.hint:
+                err_console.print(f"  {error.hint}", markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        err_console.print(f"\ninterrupted; {interrupted}" if interrupted else "\ninterrupted", markup=False)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+
+
+@contextmanager
+def progress_bar(hidden: bool) -> Iterator[Any]:
+    """A bar for each stage on standard error, with a rate and the time left."""
+    bar = Progress(
+        TextColumn("{task.description:10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=err_console,
+        disable=hidden,
+    )
+    tasks: dict[str, TaskID] = {}
+    with bar:
+
+        def report(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total, rate="")
+            task = bar.tasks[tasks[stage]]
+            rate = f"{done / task.elapsed:,.0f} images/s" if task.elapsed else ""
+            bar.update(tasks[stage], completed=done, total=total, rate=rate)
+
+        yield report
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise RecipeError("bad-setting", f"--set takes KEY=VALUE, got {text!r}", hint="such as --set input_size_px=160")
+    return key.strip(), value.strip()
+
+
+def _print_json(document: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def _say(quiet: bool, text: str) -> None:
+    if not quiet:
+        out_console.print(text, markup=False, highlight=False)
+
+
+def _print_dataset(dataset: Mapping[str, Any]) -> None:
+    counts = {name: dataset[name] for name in ("seen", "used", "refused", "duplicates", "skipped")}
+    out_console.print(
+        "{seen:,} files seen = {used:,} used + {refused:,} refused + {duplicates:,} duplicates"
+        " + {skipped:,} skipped".format(**counts),
+        highlight=False,
+    )
+    for reason, count in dataset["reasons"].items():
+        out_console.print(f"  {count:,} {reason}", highlight=False)
+
+
+def _print_metrics(test: Mapping[str, Any]) -> None:
+    table = Table(title=f"\n{test['n']:,} test images", title_justify="left", title_style="")
+    for column in ("class", "images", "precision", "recall"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for name, of_class in test["per_class"].items():
+        table.add_row(name, str(of_class["n"]), _interval(of_class["precision"]), _interval(of_class["recall"]))
+    out_console.print(table)
+    out_console.print(f"accuracy [bold]{_interval(test['accuracy'])}[/]", highlight=False)
+    _print_confusions(test["class_names"], test["confusion_matrix"])
+
+
+def _print_confusions(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> None:
+    """The most frequent mistakes; the whole matrix is in the report."""
+    mistakes = [
+        (count, names[i], names[j]) for i, line in enumerate(confusion) for j, count in enumerate(line) if count and i != j
+    ]
+    said = [f"{count} {true} taken for {wrong}" for count, true, wrong in sorted(mistakes, key=lambda m: -m[0])[:5]]
+    if said:
+        out_console.print(f"mistakes: {', '.join(said)}", markup=False, highlight=False)
+
+
+def _print_verification(found: Mapping[str, Any]) -> None:
+    out_console.print(
+        f"model file verified on {found['n']} images: same class on {found['n'] - found['top1_differs']}, "
+        f"probabilities within {found['max_abs_difference']:.4f} ({found['precision']})",
+        highlight=False,
+    )
+
+
+def _interval(interval: Mapping[str, float | None]) -> str:
+    if interval["value"] is None:
+        return "-"
+    return f"{interval['value']:.1%} ({interval['low']:.1%} to {interval['high']:.1%})"
+
+
+def main() -> None:
+    """Entry point of the command ``tellapart``."""
+    app()
