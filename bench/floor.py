@@ -28,7 +28,12 @@ def measure_floor(folder: Path, *, repeats: int = 3) -> dict[str, float]:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     decode = min(_decode_seconds(files) for _ in range(repeats))
     run = min(_run_seconds(len(files), batch) for batch in (2, 4, 8, 16) for _ in range(repeats))
-    return {"images": len(files), "decode_seconds": decode, "backbone_seconds": run, "floor_seconds": decode + run}
+    return {
+        "images": len(files),
+        "decode_seconds": decode,
+        "backbone_seconds": run,
+        "floor_seconds": decode + run,
+    }
 
 
 def _decode_seconds(files: list[Path]) -> float:

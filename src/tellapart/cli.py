@@ -33,7 +33,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 
 @app.callback(invoke_without_command=True)
-def version(show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False) -> None:
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
     """Train, measure and use image recognisers."""
     if show:
         out_console.print(f"tellapart {tellapart.__version__}", highlight=False)
@@ -95,7 +97,8 @@ def evaluate(
 def predict(
     model: ModelArgument,
     images: Annotated[
-        list[str], typer.Argument(help="Folders, files or globs; - reads a list of files from standard input.")
+        list[str],
+        typer.Argument(help="Folders, files or globs; - reads a list of files from standard input."),
     ],
     out: Annotated[str, typer.Option("--out", "-o", help="A .csv, .jsonl or .parquet file; - prints.")] = "-",
     probs: Annotated[bool, typer.Option("--probs", help="Add the probability of every class.")] = False,
@@ -108,7 +111,9 @@ def predict(
         from tellapart.inference.predict import load
         from tellapart.inference.rows import columns, iter_paths, row, stream_rows, write_predictions
 
-        arguments = (line.rstrip("\r\n") for line in sys.stdin if line.strip()) if images == ["-"] else iter(images)
+        arguments = (
+            (line.rstrip("\r\n") for line in sys.stdin if line.strip()) if images == ["-"] else iter(images)
+        )
         classifier = load(model)
         if out == "-":
             rows = (
@@ -120,7 +125,12 @@ def predict(
             return
         with progress_bar(quiet or as_json) as progress:
             verdicts = write_predictions(
-                classifier, iter_paths(arguments), Path(out), all_probs=probs, resume=resume, progress=progress
+                classifier,
+                iter_paths(arguments),
+                Path(out),
+                all_probs=probs,
+                resume=resume,
+                progress=progress,
             )
         if as_json:
             _print_json({"out": out, "verdicts": verdicts})
@@ -151,7 +161,9 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
             "prediction sets": f"{card.conformal.coverage:.0%} coverage, {card.conformal.n} images"
             if card.conformal
             else "none",
-            "weights": f"{card.weights.name}, {card.weights.source}, {card.weights.license}" if card.weights else "own",
+            "weights": f"{card.weights.name}, {card.weights.source}, {card.weights.license}"
+            if card.weights
+            else "own",
             "trained": card.created,
             "software": ", ".join(f"{name} {number}" for name, number in card.software.items()),
             "checksum": card.graph_sha256,
@@ -234,7 +246,9 @@ def progress_bar(hidden: bool) -> Iterator[Any]:
 def _setting(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise RecipeError("bad-setting", f"--set takes KEY=VALUE, got {text!r}", hint="such as --set input_size_px=160")
+        raise RecipeError(
+            "bad-setting", f"--set takes KEY=VALUE, got {text!r}", hint="such as --set input_size_px=160"
+        )
     return key.strip(), value.strip()
 
 
@@ -272,9 +286,14 @@ def _print_metrics(test: Mapping[str, Any]) -> None:
 def _print_confusions(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> None:
     """The most frequent mistakes; the whole matrix is in the report."""
     mistakes = [
-        (count, names[i], names[j]) for i, line in enumerate(confusion) for j, count in enumerate(line) if count and i != j
+        (count, names[i], names[j])
+        for i, line in enumerate(confusion)
+        for j, count in enumerate(line)
+        if count and i != j
     ]
-    said = [f"{count} {true} taken for {wrong}" for count, true, wrong in sorted(mistakes, key=lambda m: -m[0])[:5]]
+    said = [
+        f"{count} {true} taken for {wrong}" for count, true, wrong in sorted(mistakes, key=lambda m: -m[0])[:5]
+    ]
     if said:
         out_console.print(f"mistakes: {', '.join(said)}", markup=False, highlight=False)
 

@@ -8,7 +8,7 @@
     └── StorageError          a file or folder cannot be read, written or locked
 
 A code is part of the interface: it appears in tables, logs and scripts, and is never renamed.
-``CODES`` is the whole list; ``docs/errors.md`` says for each what to do.
+``CODES`` is the whole list, and ``docs/errors.md`` is made from it; what to do comes with each error as its hint.
 """
 
 from types import MappingProxyType

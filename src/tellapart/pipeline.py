@@ -14,7 +14,7 @@ import polars as pl
 from scipy.special import softmax
 
 from tellapart.data.check import check_contents, require_enough
-from tellapart.data.dataset import Dataset
+from tellapart.data.dataset import Dataset, Split
 from tellapart.data.sources import open_dataset, open_test_images
 from tellapart.data.split import split
 from tellapart.errors import DataError
@@ -97,7 +97,7 @@ def train(
             tested, refused = answer(Classifier(model), dataset.used("test"), "testing", progress)
             dataset = dataset.with_outcome("refused", refused)
             test = measure_answers(dataset.used("test"), tested)
-        report = {
+        report: dict[str, Any] = {
             "schema_version": REPORT_VERSION,
             "test": test,
             "calibration": {**asdict(calibration), "conformal": asdict(conformal)},
@@ -134,7 +134,9 @@ def evaluate(
     answers, refused = answer(classifier, dataset.used(), "testing", progress)
     dataset = dataset.with_outcome("refused", refused)
     if not len(dataset.used()):
-        raise DataError("no-images", f"no image in {source} could be read", hint="tellapart predict says why for each")
+        raise DataError(
+            "no-images", f"no image in {source} could be read", hint="tellapart predict says why for each"
+        )
     return {"test": measure_answers(dataset.used(), answers), "dataset": describe(dataset)}
 
 
@@ -154,12 +156,12 @@ def measure_answers(part: Dataset, answers: Answers) -> dict[str, Any]:
 
 def describe(dataset: Dataset) -> dict[str, Any]:
     """What became of every file, as numbers."""
-    splits = [name for name in ("train", "calib", "test") if len(dataset.used(name))]  # type: ignore[arg-type]
+    splits: tuple[Split, ...] = ("train", "calib", "test")
     return {
         **asdict(dataset.counts()),
         "reasons": dataset.reasons(),
         "classes": dataset.class_counts(),
-        "splits": {name: dataset.class_counts(name) for name in splits},  # type: ignore[arg-type]
+        "splits": {name: dataset.class_counts(name) for name in splits if len(dataset.used(name))},
         "fingerprint": dataset.fingerprint(),
     }
 
@@ -181,7 +183,12 @@ def _card(
 
 
 def _write_run(
-    folder: Path, model: ModelFile, dataset: Dataset, answers: Answers, recipe: ProbeRecipe, report: Mapping[str, Any]
+    folder: Path,
+    model: ModelFile,
+    dataset: Dataset,
+    answers: Answers,
+    recipe: ProbeRecipe,
+    report: Mapping[str, Any],
 ) -> None:
     """Write the run's files, each whole or not at all; the model comes last, so that it never lacks its report."""
     dataset.write_parquet(folder / "dataset.parquet")
@@ -198,7 +205,13 @@ def _prediction_table(dataset: Dataset, answers: Answers, card: ModelCard) -> pl
     for path, split_name, label in dataset.used().table.select("path", "split", "label").iter_rows():
         if path in answers:
             said = decide(path, answers[path], card)
-            row = {"path": path, "split": split_name, "label": label, "predicted": said.label, "prob": said.prob}
+            row = {
+                "path": path,
+                "split": split_name,
+                "label": label,
+                "predicted": said.label,
+                "prob": said.prob,
+            }
             rows.append({**row, "verdict": said.verdict, "probs": said.probs})
     return pl.DataFrame(rows)
 

@@ -39,7 +39,9 @@ class Preprocess:
         if self.resize not in ("squash", "crop", "pad"):
             raise RecipeError("bad-setting", f"resize must be squash, crop or pad, got {self.resize!r}")
         if self.interpolation not in ("bilinear", "bicubic"):
-            raise RecipeError("bad-setting", f"interpolation must be bilinear or bicubic, got {self.interpolation!r}")
+            raise RecipeError(
+                "bad-setting", f"interpolation must be bilinear or bicubic, got {self.interpolation!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -47,9 +47,7 @@ def case(name, build, expected, tolerance=0):
 
 def picture(values, mode=None):
     array = patches(values)
-    return (
-        Image.fromarray(array) if mode is None else Image.frombytes(mode, array.shape[1::-1], array.tobytes())
-    )
+    return Image.fromarray(array) if mode is None else Image.frombytes(mode, array.shape[1::-1], array.tobytes())
 
 
 def black_and_white():
@@ -100,9 +98,7 @@ PNG = [
     case("gray-2-bit", lambda: png(patches([0, 1, 2, 3]), 2, 0), [0, 85, 170, 255]),
     case("gray-16-bit", lambda: png(patches(SHORTS, np.uint16), 16, 0), GRAYS),
     case("gray-alpha", lambda: encode(picture(GRAY_ALPHAS), "PNG"), GRAY_ON_WHITE),
-    case(
-        "gray-alpha-16-bit", lambda: png(patches([(25700, 65535), (9, 0)] * 2, int), 16, 4), [100, 255] * 2, 1
-    ),
+    case("gray-alpha-16-bit", lambda: png(patches([(25700, 65535), (9, 0)] * 2, int), 16, 4), [100, 255] * 2, 1),
     case("palette", lambda: encode(in_palette(), "PNG"), COLORS),
     case("palette-alphas", lambda: encode(in_palette(), "PNG", transparency=bytes(ALPHAS)), ON_WHITE),
     case("palette-one-clear", lambda: encode(in_palette(), "PNG", transparency=1), SECOND_CLEAR),
@@ -239,9 +235,7 @@ L_STAR = 100 * (1 - 128 / 255)  # of half black ink
 HALF_BLACK = srgb_from_linear(((L_STAR + 16) / 116) ** 3)
 STANDARD = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LINEAR = matrix_profile(SRGB, 1, "linear sRGB")
-SWAPPED = matrix_profile(
-    SRGB[:, ::-1], 2.2
-)  # red for blue: nobody can take the result for an unconverted one
+SWAPPED = matrix_profile(SRGB[:, ::-1], 2.2)  # red for blue: nobody can take the result for an unconverted one
 GRAY = gray_profile(1)
 BLACK_INK = black_ink_profile()
 ADOBE = matrix_profile(ADOBE_RGB, 563 / 256)

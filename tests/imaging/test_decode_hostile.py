@@ -208,9 +208,7 @@ def last_restart_marker_lost(whole):
         damage_case("no-end", "jpeg", lambda whole: whole[:-2], "truncated-image"),
         damage_case("cut", "jpeg", cut, "truncated-image"),
         damage_case("cut-odd-scan", "jpeg", lambda whole: odd_scan_header(cut(whole)), "truncated-image"),
-        damage_case(
-            "cut-odd-color", "jpeg", lambda whole: odd_color_transform(cut(whole)), "truncated-image"
-        ),
+        damage_case("cut-odd-color", "jpeg", lambda whole: odd_color_transform(cut(whole)), "truncated-image"),
         damage_case("closed", "jpeg", cut_and_closed, "truncated-image"),
         damage_case("closed-gray", "jpeg-gray", cut_and_closed, "truncated-image"),
         damage_case("closed-cmyk", "jpeg-cmyk", cut_and_closed, "truncated-image"),
@@ -369,9 +367,7 @@ def bombs():
         "tiff-tile": tiff_file(tile, pixels),
         "avif": with_size(small["AVIF"], b"ispe\0\0\0\0", ">II", 60_000, 60_000),
         "heic": with_size(small["HEIF"], b"ispe\0\0\0\0", ">II", 60_000, 60_000),
-        "png-text": png_file(
-            9, 9, 8, 0, (b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8))), (b"IDAT", pixels)
-        ),
+        "png-text": png_file(9, 9, 8, 0, (b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8))), (b"IDAT", pixels)),
     }
 
 

@@ -83,7 +83,10 @@ def _copies(dataset: Dataset) -> tuple[dict[str, tuple[str, str]], dict[str, tup
         if len(labels) > 1:
             for path, _, _ in copies:
                 others = ", ".join(other for other, _, _ in copies if other != path)
-                conflicts[path] = ("label-conflict", f"the same picture is in {' and '.join(labels)}: {others}")
+                conflicts[path] = (
+                    "label-conflict",
+                    f"the same picture is in {' and '.join(labels)}: {others}",
+                )
             continue
         kept, *rest = sorted(copies, key=lambda copy: _KEEP_FIRST[copy[2]])
         duplicates.update({path: ("duplicate", kept[0]) for path, _, _ in rest})

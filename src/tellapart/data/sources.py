@@ -178,7 +178,9 @@ def _require_classes(dataset: Dataset, root: Path) -> None:
     if len(dataset.class_names) == 1:
         only = dataset.class_names[0]
         message = f"all images in {root} are of one class, {only!r}; telling apart needs two"
-        raise DataError("single-class", message, hint=f"add a folder beside {only!r} with images of something else")
+        raise DataError(
+            "single-class", message, hint=f"add a folder beside {only!r} with images of something else"
+        )
     for name in dataset.class_names:
         if not trained[name]:
             hint = f"add images to the folder {name!r}, or remove it"

@@ -34,7 +34,9 @@ def split(dataset: Dataset, *, seed: int = 0, test_fraction: float = 0.2, calib_
         fractions["calib"] = calib_fraction
     drawn: dict[str, Split] = {}
     for label in dataset.class_names:
-        rows = used.table.filter(pl.col("label") == label, pl.col("split").is_null() | (pl.col("split") == "train"))
+        rows = used.table.filter(
+            pl.col("label") == label, pl.col("split").is_null() | (pl.col("split") == "train")
+        )
         pairs = zip(rows["content"], rows["path"], strict=True)
         shuffled = [path for _, path in sorted(pairs, key=lambda pair: sha256(f"{seed}:{pair[0]}".encode()))]
         drawn.update(_draw(shuffled, fractions))

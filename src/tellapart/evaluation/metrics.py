@@ -49,7 +49,7 @@ def confusion_matrix(labels: IntArray, predicted: IntArray, num_classes: int) ->
         message = f"labels and predictions must be of one length, got {labels.shape} and {predicted.shape}"
         raise RecipeError("bad-labels", message)
     for indices in (labels, predicted):
-        if len(indices) and not (0 <= indices.min() and indices.max() < num_classes):
+        if len(indices) and not (indices.min() >= 0 and indices.max() < num_classes):
             raise RecipeError("bad-labels", f"class indices must lie in 0..{num_classes - 1}")
     cells = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return cells.reshape(num_classes, num_classes)

@@ -95,7 +95,10 @@ DEFAULT_LIMITS = DecodeLimits()
 
 
 def decode_image(
-    source: bytes | str | os.PathLike[str], *, target_px: int | None = None, limits: DecodeLimits = DEFAULT_LIMITS
+    source: bytes | str | os.PathLike[str],
+    *,
+    target_px: int | None = None,
+    limits: DecodeLimits = DEFAULT_LIMITS,
 ) -> Pixels:
     """Decode one image the way a person sees it: upright, in sRGB, over white where it is transparent.
 
@@ -238,7 +241,7 @@ def _errors_as_ours(image_format: str) -> Iterator[None]:
         raise ImageError("too-many-pixels", str(error)) from error
     except UnidentifiedImageError as error:
         raise ImageError("damaged-image", f"{image_format}: the header is broken or of a rare kind") from error
-    except Exception as error:  # noqa: BLE001  Pillow's plugins raise a dozen kinds for bad bytes; all mean the same
+    except Exception as error:
         code = "truncated-image" if _MISSING_END.search(str(error)) else "damaged-image"
         raise ImageError(code, f"{image_format}: {error or type(error).__name__}") from error
 
@@ -329,7 +332,7 @@ def _decode_jpeg(data: bytes, image: Image.Image, target_px: int | None) -> Pixe
     scaled = target_px is not None and _LOSSLESS_FRAME not in data
     size = {"min_height": target_px, "min_width": target_px} if scaled else {}
     try:
-        pixels = simplejpeg.decode_jpeg(data, colorspace=colorspace, **size)
+        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace=colorspace, **size)
     except ValueError as error:
         if _BYTES_AFTER_LAST_SCAN in str(error) and _RESTART_INTERVAL not in data:
             pixels = simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=False, **size)
@@ -421,7 +424,9 @@ def _icc_transform(icc_profile: bytes | None, mode: str) -> ImageCms.ImageCmsTra
     """The transform to sRGB; None for a profile that is broken or not for this mode, as browsers treat it."""
     try:
         source = (
-            ImageCms.createProfile("LAB") if icc_profile is None else ImageCms.getOpenProfile(io.BytesIO(icc_profile))
+            ImageCms.createProfile("LAB")
+            if icc_profile is None
+            else ImageCms.getOpenProfile(io.BytesIO(icc_profile))
         )
         return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):

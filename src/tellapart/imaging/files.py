@@ -11,10 +11,11 @@ from tellapart.imaging.decode import looks_like_image
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff .avif .heic .heif .hif"
     # not readable, but meant as images: they are refused by name, never skipped
-    " .psd .tga .jp2 .j2k .jxl .ppm .pgm .pbm .pnm .exr .svg .eps .ico .dds .qoi .dng .cr2 .cr3 .nef .arw .orf .raf .rw2"
-    .split()
+    " .psd .tga .jp2 .j2k .jxl .ppm .pgm .pbm .pnm .exr .svg .eps .ico .dds .qoi .dng .cr2 .cr3 .nef .arw .orf .raf .rw2".split()
 )
-_SYSTEM_NAMES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin"})
+_SYSTEM_NAMES = frozenset(
+    {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def iter_files(folder: Path) -> Iterator[FoundFile]:
     ``unreadable-folder`` for a folder that may not be listed, and ``name-not-unicode`` for a name that no table can hold (with
     such a folder goes all below it). Memory grows with the largest single folder.
     """
-    pending = [(folder, (_identity(folder),), "")]
+    pending: list[tuple[Path, tuple[tuple[int, int], ...], str]] = [(folder, (_identity(folder),), "")]
     while pending:
         current, above, inherited = pending.pop()
         try:
@@ -82,7 +83,8 @@ def has_images(folder: Path) -> bool:
     """Whether there is an image directly in ``folder``."""
     with os.scandir(folder) as entries:
         return any(
-            not _is_folder(entry) and not skip_rule(entry.name) and _is_image(Path(entry.path)) for entry in entries
+            not _is_folder(entry) and not skip_rule(entry.name) and _is_image(Path(entry.path))
+            for entry in entries
         )
 
 

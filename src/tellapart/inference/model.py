@@ -22,7 +22,20 @@ MAX_MODEL_BYTES = 2**30
 
 # What our own models are made of. An operator is added here together with the recipe that needs it.
 _ALLOWED_OPERATORS = frozenset(
-    "Add Cast Clip Concat Conv Div Flatten Gemm GlobalAveragePool Softmax Sub Transpose".split()
+    [
+        "Add",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Conv",
+        "Div",
+        "Flatten",
+        "Gemm",
+        "GlobalAveragePool",
+        "Softmax",
+        "Sub",
+        "Transpose",
+    ]
 )
 
 
@@ -143,7 +156,9 @@ def parse_model(content: bytes) -> ModelFile:
         raise ModelError("foreign-model", "an ONNX file that tellapart did not write: it has no model card")
     card = _card(documents[0])
     if graph_checksum(model) != card.graph_sha256:
-        raise ModelError("damaged-model", "the graph is not the one the model card describes: its checksum differs")
+        raise ModelError(
+            "damaged-model", "the graph is not the one the model card describes: its checksum differs"
+        )
     _require_safe(model)
     _require_shapes(model, card)
     return ModelFile(onnx_bytes=content, card=card)
@@ -154,7 +169,9 @@ def _card(document: str) -> ModelCard:
         values: dict[str, Any] = json.loads(document)
         version = values.pop("schema_version")
         if version > SCHEMA_VERSION:
-            message = f"the model file has schema version {version}; this version of tellapart reads {SCHEMA_VERSION}"
+            message = (
+                f"the model file has schema version {version}; this version of tellapart reads {SCHEMA_VERSION}"
+            )
             raise ModelError("newer-model", message, hint="pip install --upgrade tellapart")
         values["class_names"] = tuple(values["class_names"])
         values["decision_rules"] = tuple(values["decision_rules"])
@@ -174,7 +191,9 @@ def _require_safe(model: onnx.ModelProto) -> None:
         raise ModelError("unsafe-model", "the file brings functions or operators of its own")
     for node in model.graph.node:
         if node.op_type not in _ALLOWED_OPERATORS:
-            raise ModelError("unsafe-model", f"the file uses the operator {node.op_type!r}, which our models do not")
+            raise ModelError(
+                "unsafe-model", f"the file uses the operator {node.op_type!r}, which our models do not"
+            )
         if any(attribute.type not in _PLAIN_ATTRIBUTES for attribute in node.attribute):
             raise ModelError("unsafe-model", f"the operator {node.op_type!r} has a subgraph or data of its own")
     external = [tensor.name for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]

@@ -74,7 +74,13 @@ def stream_rows(rows: Iterable[Row], columns: Sequence[str], file: IO[str], *, a
 
 
 def write_predictions(
-    classifier: Classifier, paths: Iterable[str], out: Path, *, all_probs: bool, resume: bool, progress: Progress
+    classifier: Classifier,
+    paths: Iterable[str],
+    out: Path,
+    *,
+    all_probs: bool,
+    resume: bool,
+    progress: Progress,
 ) -> dict[str, int]:
     """Predict files into a table that appears under its name when it is complete.
 
@@ -99,15 +105,14 @@ def write_predictions(
             part.unlink(missing_ok=True)
         rest = _skip_done(part, iter(paths), verdicts)
         with part.open("a", encoding="utf-8") as file:
-            done = sum(verdicts.values())
-            for done, prediction in enumerate(classifier.iter_predictions(rest), start=done + 1):
+            for done, prediction in enumerate(classifier.iter_predictions(rest), start=sum(verdicts.values()) + 1):
                 cells = row(prediction, classifier.class_names, all_probs=all_probs)
                 file.write(json.dumps(cells) + "\n")
                 verdicts[prediction.verdict] = verdicts.get(prediction.verdict, 0) + 1
                 if done % _FLUSH_ROWS == 0:
                     file.flush()
                 progress("predicting", done, None)
-    if not done:
+    if not verdicts:
         raise StorageError("nothing-to-predict", "no image was found", hint="give a folder, a glob or files")
     _WRITERS[out.suffix](part, out, columns(classifier.class_names, all_probs=all_probs))
     part.unlink()
@@ -133,7 +138,9 @@ def _skip_done(part: Path, paths: Iterator[str], verdicts: dict[str, int]) -> It
             if path != cells["path"]:
                 hint = "without --resume it is begun anew"
                 raise StorageError(
-                    "resume-mismatch", f"the interrupted run went on with {cells['path']}, this one with {path}", hint=hint
+                    "resume-mismatch",
+                    f"the interrupted run went on with {cells['path']}, this one with {path}",
+                    hint=hint,
                 )
             verdicts[cells["verdict"]] = verdicts.get(cells["verdict"], 0) + 1
             whole += len(line)

@@ -43,7 +43,9 @@ class Probe:
     fold_logits: FloatMatrix
 
 
-def fit_probe(embeddings: FloatMatrix, labels: IntArray, *, strengths: Sequence[float], folds: int, seed: int) -> Probe:
+def fit_probe(
+    embeddings: FloatMatrix, labels: IntArray, *, strengths: Sequence[float], folds: int, seed: int
+) -> Probe:
     """Fit multinomial logistic regression, its L2 strength chosen by stratified cross-validation.
 
     The search walks from the strongest penalty to the weakest, each fit starting from the last, and stops when the held-out
@@ -60,12 +62,16 @@ def fit_probe(embeddings: FloatMatrix, labels: IntArray, *, strengths: Sequence[
     searched = labels[rows]
     folds = min(folds, int(np.bincount(searched).min()))
     splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, searched))
-    parts = [_Fold(embeddings[rows[train]], searched[train], embeddings[rows[held_out]]) for train, held_out in splits]
+    parts = [
+        _Fold(embeddings[rows[train]], searched[train], embeddings[rows[held_out]]) for train, held_out in splits
+    ]
     order = np.concatenate([held_out for _, held_out in splits])
     search: dict[float, float] = {}
     logits: dict[float, FloatMatrix] = {}
     for strength in strengths:
-        logits[strength] = np.concatenate(list(map_ordered(functools.partial(_Fold.fit, strength=strength), parts)))
+        logits[strength] = np.concatenate(
+            list(map_ordered(functools.partial(_Fold.fit, strength=strength), parts))
+        )
         search[strength] = log_loss(searched[order], _softmax(logits[strength]))
         best = min(search, key=search.__getitem__)
         if len(search) - 1 - list(search).index(best) == _PATIENCE:
@@ -122,8 +128,9 @@ def _two_sided(decision: FloatMatrix) -> FloatMatrix:
 
 
 def _softmax(logits: FloatMatrix) -> FloatMatrix:
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponents / exponents.sum(axis=1, keepdims=True)
+    exponents: FloatMatrix = np.exp(logits - logits.max(axis=1, keepdims=True))
+    total: FloatMatrix = exponents.sum(axis=1, keepdims=True)
+    return exponents / total
 
 
 def _search_images(labels: IntArray, seed: int) -> NDArray[np.int64]:

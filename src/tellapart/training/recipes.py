@@ -119,7 +119,7 @@ def build_recipe(name: str = "probe", settings: Mapping[str, Any] | None = None)
     if name not in RECIPES:
         raise RecipeError("unknown-recipe", f"there is no recipe {name!r}", hint=f"one of {', '.join(RECIPES)}")
     function = RECIPES[name]
-    defaults: Mapping[str, Any] = function.__kwdefaults__
+    defaults: Mapping[str, Any] = function.__kwdefaults__ or {}
     for key in settings or {}:
         if key not in defaults:
             close = difflib.get_close_matches(key, defaults, n=1)

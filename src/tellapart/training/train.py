@@ -1,7 +1,7 @@
 """fit: a recipe's way from images to a fitted model."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -33,7 +33,8 @@ class Fitted:
     Attributes:
         held_out_logits: (N, K) logits of images that neither trained nor chose the model.
         held_out_labels: (N,) their class indices.
-        method: ``calib`` when those images are a part of their own, ``cross-fit`` when each was answered by a fold's model.
+        method: ``calib`` when those images are a part of their own; ``cross-fit`` when each was answered by a model
+            of a fold that did not see it.
         details: how the model was chosen, for the report.
     """
 
@@ -42,7 +43,7 @@ class Fitted:
     embeddings: Embeddings = field(repr=False)
     held_out_logits: NDArray[np.float32] = field(repr=False)
     held_out_labels: IntArray = field(repr=False)
-    method: str
+    method: Literal["calib", "cross-fit"]
     details: dict[str, Any]
 
     @property
@@ -58,7 +59,8 @@ class Fitted:
     def probs(self, dataset: Dataset, calibration: Calibration) -> NDArray[np.float64]:
         """(N, K) probabilities as the fitted model gives them, without the model file."""
         logits = self.head.logits(_matrix(self.embeddings, dataset)).astype(np.float64)
-        return softmax(logits / calibration.temperature, axis=1)
+        probs: NDArray[np.float64] = softmax(logits / calibration.temperature, axis=1)
+        return probs
 
     def to_onnx(self, calibration: Calibration) -> onnx.ModelProto:
         """The graph of the model file."""
@@ -83,7 +85,9 @@ def extract_features(dataset: Dataset, recipe: ProbeRecipe, progress: Progress) 
 
 def fit(dataset: Dataset, features: Features, recipe: ProbeRecipe, *, seed: int) -> Fitted:
     """Fit the head on train; answer the calib images with it, or cross-fit where there are none."""
-    from tellapart.training.probe import fit_probe  # scikit-learn takes a second to import; others do without it
+    from tellapart.training.probe import (
+        fit_probe,
+    )  # scikit-learn takes a second to import; others do without it
 
     train, calib = dataset.used("train"), dataset.used("calib")
     matrix = _matrix(features.embeddings, train)
@@ -99,7 +103,10 @@ def fit(dataset: Dataset, features: Features, recipe: ProbeRecipe, *, seed: int)
         held_out_logits=logits,
         held_out_labels=labels,
         method="calib" if len(calib) else "cross-fit",
-        details={"strength": probe.strength, "search_log_loss": {str(c): loss for c, loss in probe.search.items()}},
+        details={
+            "strength": probe.strength,
+            "search_log_loss": {str(c): loss for c, loss in probe.search.items()},
+        },
     )
 
 

@@ -58,10 +58,18 @@ def verify(
     classifier = Classifier(model)
     answers, _ = answer(classifier, part, "verifying", progress)
     probs = np.stack([answers[path] for path in part.paths])
-    found: dict[str, Any] = {"n": len(part), "precision": classifier.precision, **_difference(fitted_probs, probs)}
+    found: dict[str, Any] = {
+        "n": len(part),
+        "precision": classifier.precision,
+        **_difference(fitted_probs, probs),
+    }
     if found["top1_differs"] > found["ties"]:
-        message = f"{found['top1_differs']} of {len(part)} images get another class from the file than from the model"
-        raise ModelError("model-disagrees", message, hint="please report this, with your versions of openvino and onnx")
+        message = (
+            f"{found['top1_differs']} of {len(part)} images get another class from the file than from the model"
+        )
+        raise ModelError(
+            "model-disagrees", message, hint="please report this, with your versions of openvino and onnx"
+        )
     if classifier.precision != "f32":
         full, _ = answer(Classifier(model, precision="f32"), part, "verifying", progress)
         found["against_f32"] = _difference(np.stack([full[path] for path in part.paths]), probs)

@@ -1,0 +1,211 @@
+"""Every command: what it prints, what it writes, and how it refuses."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tellapart import __version__
+from tellapart.cli import app
+from tellapart.inference import rows as rows_module
+
+
+def call(*arguments, stdin=None):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Nine images in natural order, one broken, one hidden."""
+    folder = tmp_path_factory.mktemp("new")
+    for i in range(1, 12):
+        Image.fromarray(np.full((20, 20, 3), 20 * i, np.uint8)).save(folder / f"img{i}.png")
+    (folder / "img3.png").write_bytes(b"not a picture")
+    (folder / ".hidden.png").write_bytes(b"")
+    return folder
+
+
+def names(n=11):
+    return [f"img{i}.png" for i in range(1, n + 1)]
+
+
+def test_version_and_help():
+    assert call("--version").output.strip() == f"tellapart {__version__}"
+    for command in ("train", "evaluate", "predict", "info", "demo"):
+        assert command in call("--help").output
+        assert call(command, "--help").exit_code == 0
+
+
+def test_train_prints_counts_metrics_and_next_step(photos, tmp_path):
+    done = call("train", photos, "--out", tmp_path / "run", "--set", "folds=3", "--seed", 7)
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert f"{report['dataset']['seen']:,} files seen = {report['dataset']['used']:,} used" in done.output
+    assert "accuracy" in done.output
+    assert "Next: tellapart predict" in done.output
+    assert report["recipe"]["folds"] == 3
+    assert report["seed"] == 7
+
+
+def test_train_as_json_and_quiet(photos, tmp_path):
+    done = call("train", photos, "--out", tmp_path / "run", "--json")
+    assert json.loads(done.stdout)["test"]["n"] > 0
+    assert call("train", photos, "--out", tmp_path / "run", "--quiet").stdout == ""
+
+
+def test_evaluate(run, photos):
+    assert "accuracy" in call("evaluate", run.model_path, photos).stdout
+    document = json.loads(call("evaluate", run.model_path, photos, "--json").stdout)
+    assert document["test"]["n"] == document["dataset"]["used"]
+
+
+def test_info(run):
+    assert run.report["dataset"]["fingerprint"]
+    card = json.loads(call("info", run.model_path, "--json").stdout)
+    assert card["schema_version"] == 1
+    assert all(key in card for key in ("familiarity", "conformal", "decision_rules", "calibration", "metrics"))
+    assert ", ".join(card["class_names"]) in call("info", run.model_path).stdout
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("probs", [False, True])
+def test_predict_writes_one_row_a_file(run, folder, tmp_path, suffix, probs):
+    out = tmp_path / f"predictions{suffix}"
+    done = call("predict", run.model_path, folder, "-o", out, *(["--probs"] if probs else []))
+    assert done.exit_code == 0, done.output
+    if suffix == ".jsonl":
+        table = [json.loads(line) for line in out.read_text().splitlines()]
+    else:
+        table = (pl.read_csv(out) if suffix == ".csv" else pl.read_parquet(out)).to_dicts()
+    assert [row["path"] for row in table] == [str(folder / name) for name in names()]
+    assert table[2]["verdict"] == "error"
+    assert table[2]["error"] == "not-an-image"
+    assert table[2]["label"] is None
+    assert {row["verdict"] for row in table} <= {"sure", "unsure", "error"}
+    expected = ["path", "label", "prob", "verdict", "prediction_set", "error"]
+    classes = [f"prob_{name}" for name in sorted(run.report["dataset"]["classes"])]
+    assert list(table[0]) == expected + (classes if probs else [])
+    if probs:
+        assert sum(table[0][name] for name in classes) == pytest.approx(1, abs=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name], "something was left behind"
+
+
+def test_predict_to_standard_output(run, folder):
+    done = call("predict", run.model_path, folder)
+    table = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [row["path"] for row in table] == [str(folder / name) for name in names()]
+    as_json = [json.loads(line) for line in call("predict", run.model_path, folder, "--json").stdout.splitlines()]
+    assert [row["label"] for row in as_json] == [row["label"] or None for row in table]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "expected"),
+    [
+        (["{}/img2.png", "{}/img1.png"], None, ["img2.png", "img1.png"]),
+        (["{}/img1*.png"], None, ["img1.png", "img10.png", "img11.png"]),
+        (["-"], "{}/img5.png\n\n{}/img4.png\n", ["img5.png", "img4.png"]),
+        (["{}/missing.png", "{}/img1.png"], None, ["missing.png", "img1.png"]),
+    ],
+)
+def test_predict_takes_files_globs_and_lists(run, folder, arguments, stdin, expected):
+    done = call(
+        "predict",
+        run.model_path,
+        *[argument.format(folder) for argument in arguments],
+        stdin=stdin and stdin.format(folder, folder),
+    )
+    paths = [row["path"] for row in csv.DictReader(io.StringIO(done.stdout))]
+    assert paths == [str(folder / name) for name in expected]
+
+
+def interrupt_after(monkeypatch, count):
+    real = rows_module.row
+
+    def row(*arguments, **options):
+        nonlocal count
+        count -= 1
+        if count < 0:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(rows_module, "row", row)
+
+
+def test_interrupted_prediction_is_resumed(run, folder, tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole.csv", tmp_path / "out.csv"
+    call("predict", run.model_path, folder, "-o", whole)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 6)
+        done = call("predict", run.model_path, folder, "-o", out)
+    assert done.exit_code == 130
+    assert "--resume" in done.stderr
+    assert not out.exists()
+    part = next(tmp_path.glob(".out.csv.*.part"))
+    assert len(part.read_text().splitlines()) == 6
+    with part.open("a") as file:
+        file.write('{"path": "half a row')
+    asked = []
+    real = rows_module.row
+    monkeypatch.setattr(rows_module, "row", lambda said, *a, **k: asked.append(said.path) or real(said, *a, **k))
+    assert call("predict", run.model_path, folder, "-o", out, "--resume").exit_code == 0
+    assert [path for path in asked if path] == [str(folder / name) for name in names()[6:]]
+    assert out.read_text() == whole.read_text()
+
+
+def test_resume_of_other_files_is_refused(run, folder, tmp_path, monkeypatch):
+    out = tmp_path / "out.csv"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 6)
+        call("predict", run.model_path, folder, "-o", out)
+    done = call("predict", run.model_path, folder / "img7.png", "-o", out, "--resume")
+    assert done.exit_code == 1
+    assert "resume-mismatch" in done.stderr
+
+
+def refusals(run, photos, tmp_path):
+    (tmp_path / "file.txt").write_text("text")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "single/cat").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "single/cat/1.png")
+    return [
+        (["train", tmp_path / "missing"], "source-not-found"),
+        (["train", tmp_path / "file.txt"], "source-not-found"),
+        (["train", tmp_path / "empty"], "no-images"),
+        (["train", tmp_path / "single"], "single-class"),
+        (["train", photos, "--recipe", "magic"], "unknown-recipe"),
+        (["train", photos, "--set", "fold=3"], "unknown-setting"),
+        (["train", photos, "--set", "folds=three"], "bad-setting"),
+        (["train", photos, "--set", "folds"], "bad-setting"),
+        (["train", photos, "--out", tmp_path / "file.txt"], "cannot-write"),
+        (["evaluate", tmp_path / "none.onnx", photos], "model-not-found"),
+        (["evaluate", tmp_path / "file.txt", photos], "damaged-model"),
+        (["evaluate", run.model_path, tmp_path / "single"], "class-mismatch"),
+        (["predict", run.model_path, photos, "-o", tmp_path / "out.xls"], "bad-output"),
+        (["predict", run.model_path, tmp_path / "empty", "-o", tmp_path / "out.csv"], "nothing-to-predict"),
+        (["info", tmp_path / "file.txt"], "damaged-model"),
+    ]
+
+
+def test_mistakes_get_a_code_and_no_traceback(run, photos, tmp_path):
+    for arguments, code in refusals(run, photos, tmp_path):
+        done = call(*arguments)
+        assert done.exit_code == 1, arguments
+        assert f"[{code}]" in done.stderr, (arguments, done.stderr)
+        assert "Traceback" not in done.output
+    done = call("train", tmp_path / "missing", "--json")
+    assert json.loads(done.stdout)["error"]["code"] == "source-not-found"
+    assert call("train").exit_code == 2
+
+
+def test_demo(tmp_path):
+    done = call("demo", "--out", tmp_path / "demo")
+    assert done.exit_code == 0, done.output
+    assert "1,797" in done.output
+    report = json.loads((tmp_path / "demo/run/report.json").read_text())
+    assert report["dataset"]["used"] + report["dataset"]["duplicates"] == 1797
+    assert report["test"]["accuracy"]["value"] > 0.9
