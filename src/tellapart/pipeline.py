@@ -92,9 +92,10 @@ def train(
         with clock.stage("verify"):
             model = pack(fitted.to_onnx(calibration), _card(fitted, calibration, conformal, dataset, recipe))
             part = dataset.used("calib") if fitted.method == "calib" else dataset.used("train")
-            verification, answers = verify(model, part, fitted.probs(part, calibration), progress)
+            classifier = Classifier(model)
+            verification, answers = verify(classifier, model, part, fitted.probs(part, calibration), progress)
         with clock.stage("test"):
-            tested, refused = answer(Classifier(model), dataset.used("test"), "testing", progress)
+            tested, refused = answer(classifier, dataset.used("test"), "testing", progress)
             dataset = dataset.with_outcome("refused", refused)
             test = measure_answers(dataset.used("test"), tested)
         report: dict[str, Any] = {

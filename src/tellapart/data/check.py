@@ -8,7 +8,7 @@ import polars as pl
 from tellapart.data.dataset import Dataset
 from tellapart.errors import DataError, ImageError
 from tellapart.imaging.decode import identify, read_image_bytes
-from tellapart.imaging.pool import map_ordered
+from tellapart.imaging.pool import batched, map_ordered
 from tellapart.records import Progress, no_progress
 from tellapart.storage import sha256
 
@@ -31,12 +31,13 @@ def check_contents(dataset: Dataset, progress: Progress = no_progress) -> Datase
     used = dataset.used()
     contents: dict[str, str] = {}
     refused: dict[str, tuple[str, str]] = {}
-    for done, (path, digest, error) in enumerate(map_ordered(_read, used.paths), start=1):
-        if error is None:
-            contents[path] = digest
-        else:
-            refused[path] = (error.code, error.message)
-        progress("reading", done, len(used))
+    for batch in map_ordered(_read_all, batched(used.paths, 32)):
+        for path, digest, error in batch:
+            if error is None:
+                contents[path] = digest
+            else:
+                refused[path] = (error.code, error.message)
+        progress("reading", len(contents) + len(refused), len(used))
     paths = pl.Series("path", list(contents), dtype=pl.String)
     hashes = pl.DataFrame({"path": paths, "read": pl.Series(list(contents.values()), dtype=pl.String)})
     table = dataset.table.join(hashes, on="path", how="left", maintain_order="left")
@@ -63,6 +64,10 @@ def require_enough(dataset: Dataset) -> None:
         if count < needed:
             message = f"class {name!r} has {count} image{'s' * (count > 1)} to learn from{why}; it needs {needed}"
             raise DataError("too-few-images", message, hint=f"add images to the folder {name!r}")
+
+
+def _read_all(paths: list[str]) -> list[tuple[str, str, ImageError | None]]:
+    return [_read(path) for path in paths]
 
 
 def _read(path: str) -> tuple[str, str, ImageError | None]:

@@ -12,7 +12,7 @@ MIN_CALIB_IMAGES = 50
 """With fewer, the images serve training instead and calibration is cross-fitted."""
 
 
-def split(dataset: Dataset, *, seed: int = 0, test_fraction: float = 0.2, calib_fraction: float = 0.15) -> Dataset:
+def split(dataset: Dataset, *, seed: int = 0, test_fraction: float = 0.2, calib_fraction: float = 0.1) -> Dataset:
     """Give every image in use a part: train, calib or test.
 
     Folders the user made are kept: a test folder is the test part, and a val folder the calib part. What is missing is

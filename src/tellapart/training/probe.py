@@ -3,11 +3,11 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
+from scipy.optimize import minimize
 
 from tellapart.evaluation.metrics import IntArray, log_loss
 from tellapart.imaging.pool import map_ordered
@@ -21,7 +21,7 @@ FloatMatrix = NDArray[np.float32]
 _MAX_ITERATIONS = 500
 _SEARCH_TOLERANCE = 1e-3  # of the gradient; the order of the strengths is settled long before the last digit
 _FINAL_TOLERANCE = 1e-4
-_PATIENCE = 2  # strengths in a row that made the loss worse
+_PATIENCE = 2  # strengths in a row that did not lower the loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +49,7 @@ def fit_probe(
     """Fit multinomial logistic regression, its L2 strength chosen by stratified cross-validation.
 
     The search walks from the strongest penalty to the weakest, each fit starting from the last, and stops when the held-out
-    log loss has risen twice.
+    log loss has not fallen twice.
 
     Args:
         embeddings: (N, D) features of the training images.
@@ -61,7 +61,8 @@ def fit_probe(
     rows = _search_images(labels, seed)
     searched = labels[rows]
     folds = min(folds, int(np.bincount(searched).min()))
-    splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, searched))
+    fold = _folds(searched, folds, seed)
+    splits = [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(folds)]
     parts = [
         _Fold(embeddings[rows[train]], searched[train], embeddings[rows[held_out]]) for train, held_out in splits
     ]
@@ -79,9 +80,9 @@ def fit_probe(
     scaled, mean, scale = _standardize(embeddings)
     # C weighs the sum of losses over images, so the same penalty per image needs a C that shrinks as they grow.
     strength = best * len(rows) * (folds - 1) / folds / len(labels)
-    model = _regression(strength, _FINAL_TOLERANCE).fit(scaled, labels)
+    weights = fit_logistic(scaled, labels, strength=strength, tolerance=_FINAL_TOLERANCE)
     return Probe(
-        head=_unscaled_head(model, mean, scale),
+        head=_unscaled_head(weights, mean, scale),
         strength=best,
         search=search,
         fold_images=rows[order],
@@ -90,21 +91,81 @@ def fit_probe(
 
 
 class _Fold:
-    """One fold: its data standardised once, its model warm-started along the strengths."""
+    """One fold: its data standardised once, its weights warm-started along the strengths."""
 
     def __init__(self, train: FloatMatrix, labels: IntArray, held_out: FloatMatrix) -> None:
         self._train, mean, scale = _standardize(train)
         self._labels = labels
         self._held_out = (held_out - mean) / scale
-        self._model = _regression(1.0, _SEARCH_TOLERANCE)
+        self._weights: FloatMatrix | None = None
 
     def fit(self, strength: float) -> FloatMatrix:
-        self._model.set_params(C=strength).fit(self._train, self._labels)
-        return _two_sided(self._model.decision_function(self._held_out))
+        """(M, K) logits of the held-out images."""
+        self._weights = fit_logistic(
+            self._train, self._labels, strength=strength, tolerance=_SEARCH_TOLERANCE, start=self._weights
+        )
+        return _two_sided(self._held_out @ self._weights[:-1] + self._weights[-1])
 
 
-def _regression(strength: float, tolerance: float) -> LogisticRegression:
-    return LogisticRegression(C=strength, tol=tolerance, max_iter=_MAX_ITERATIONS, warm_start=True)
+def fit_logistic(
+    features: FloatMatrix, labels: IntArray, *, strength: float, tolerance: float, start: FloatMatrix | None = None
+) -> FloatMatrix:
+    """Minimise the mean log loss plus ``|weights|^2 / (2 C N)``; the intercepts are free.
+
+    It is scikit-learn's objective and solver, without the second that importing scikit-learn takes.
+
+    Args:
+        features: (N, D) standardised.
+        labels: (N,) class indices in 0..K-1.
+        strength: C.
+        tolerance: of the largest component of the gradient.
+        start: an earlier result to begin from.
+
+    Returns:
+        (D + 1, k) weights over intercepts; k is K, or 1 for two classes: the difference of their logits.
+
+    Source: Liu and Nocedal 1989, "On the limited memory BFGS method for large scale optimization".
+    """
+    n, num_classes = len(labels), int(labels.max()) + 1
+    shape = (features.shape[1] + 1, 1 if num_classes == 2 else num_classes)
+    penalty = 1.0 / (strength * n)
+    truth = np.arange(n), labels
+
+    def loss_and_gradient(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        weights = flat.reshape(shape)
+        single = weights.astype(np.float32)
+        residual = _softmax(_two_sided(features @ single[:-1] + single[-1]))
+        loss = -float(np.log(np.maximum(residual[truth], np.finfo(np.float32).tiny)).mean(dtype=np.float64))
+        residual[truth] -= 1
+        if num_classes == 2:
+            residual = residual[:, 1:]
+        residual /= n
+        gradient = np.empty(shape)
+        gradient[:-1] = features.T @ residual + penalty * weights[:-1]
+        gradient[-1] = residual.sum(axis=0, dtype=np.float64)
+        return loss + 0.5 * penalty * float(np.square(weights[:-1]).sum()), gradient.ravel()
+
+    found = minimize(
+        loss_and_gradient,
+        np.zeros(shape).ravel() if start is None else start.astype(np.float64).ravel(),
+        method="L-BFGS-B",
+        jac=True,
+        options={"maxiter": _MAX_ITERATIONS, "gtol": tolerance, "ftol": 64 * np.finfo(np.float64).eps},
+    )
+    weights: FloatMatrix = found.x.reshape(shape).astype(np.float32)
+    return weights
+
+
+def _folds(labels: IntArray, folds: int, seed: int) -> IntArray:
+    """(N,) fold of each image: every class is dealt out evenly, in an order drawn by the seed."""
+    rng = np.random.default_rng(seed)
+    fold = np.empty(len(labels), dtype=np.int64)
+    dealt = 0
+    for k in range(int(labels.max()) + 1):
+        of_class = rng.permutation(np.flatnonzero(labels == k))
+        fold[of_class] = (dealt + np.arange(len(of_class))) % folds
+        dealt += len(of_class)
+    return fold
 
 
 def _standardize(embeddings: FloatMatrix) -> tuple[FloatMatrix, FloatMatrix, FloatMatrix]:
@@ -113,18 +174,18 @@ def _standardize(embeddings: FloatMatrix) -> tuple[FloatMatrix, FloatMatrix, Flo
     return (embeddings - mean) / scale, mean, scale
 
 
-def _unscaled_head(model: LogisticRegression, mean: FloatMatrix, scale: FloatMatrix) -> LinearHead:
+def _unscaled_head(weights: FloatMatrix, mean: FloatMatrix, scale: FloatMatrix) -> LinearHead:
     """Fold the standardisation into weight and bias, in double precision."""
-    weight = model.coef_.T.astype(np.float64) / scale[:, None]
-    bias = model.intercept_.astype(np.float64) - mean @ weight
-    if weight.shape[1] == 1:
-        weight, bias = weight * [-0.5, 0.5], bias * [-0.5, 0.5]
-    return LinearHead(weight=weight.astype(np.float32), bias=bias.astype(np.float32))
+    weight = weights[:-1].astype(np.float64) / scale[:, None]
+    bias = weights[-1].astype(np.float64) - mean @ weight
+    return LinearHead(
+        weight=_two_sided(weight).astype(np.float32), bias=_two_sided(bias[None])[0].astype(np.float32)
+    )
 
 
-def _two_sided(decision: FloatMatrix) -> FloatMatrix:
-    """(M, K) logits; for two classes scikit-learn gives their difference only."""
-    return decision if decision.ndim == 2 else np.stack([-decision / 2, decision / 2], axis=1)
+def _two_sided(values: NDArray[Any]) -> NDArray[Any]:
+    """(M, K) from (M, k): one column stands for the difference of two classes."""
+    return values if values.shape[1] > 1 else np.concatenate([-values / 2, values / 2], axis=1)
 
 
 def _softmax(logits: FloatMatrix) -> FloatMatrix:

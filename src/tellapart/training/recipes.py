@@ -68,7 +68,7 @@ def probe(
     strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
     folds: int = 5,
     test_fraction: float = 0.2,
-    calib_fraction: float = 0.15,
+    calib_fraction: float = 0.1,
     coverage: float = 0.95,
 ) -> ProbeRecipe:
     """Pretrained features and logistic regression: the default, seconds on a laptop.

@@ -15,6 +15,7 @@ from tellapart.inference.bundled import Backbone, open_backbone
 from tellapart.inference.embed import Embeddings, embed_files
 from tellapart.inference.model import LinearHead, compose
 from tellapart.records import Calibration, Progress, Weights
+from tellapart.training.probe import fit_probe
 from tellapart.training.recipes import ProbeRecipe
 
 
@@ -85,10 +86,6 @@ def extract_features(dataset: Dataset, recipe: ProbeRecipe, progress: Progress) 
 
 def fit(dataset: Dataset, features: Features, recipe: ProbeRecipe, *, seed: int) -> Fitted:
     """Fit the head on train; answer the calib images with it, or cross-fit where there are none."""
-    from tellapart.training.probe import (
-        fit_probe,
-    )  # scikit-learn takes a second to import; others do without it
-
     train, calib = dataset.used("train"), dataset.used("calib")
     matrix = _matrix(features.embeddings, train)
     probe = fit_probe(matrix, train.labels, strengths=recipe.strengths, folds=recipe.folds, seed=seed)

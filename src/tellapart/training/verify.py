@@ -39,12 +39,13 @@ def answer(
 
 
 def verify(
-    model: ModelFile, part: Dataset, fitted_probs: NDArray[np.float64], progress: Progress
+    classifier: Classifier, model: ModelFile, part: Dataset, fitted_probs: NDArray[np.float64], progress: Progress
 ) -> tuple[Mapping[str, Any], Answers]:
     """Compare the file's answers with the fitted model's, and reduced precision with full.
 
     Args:
-        model: the composed file.
+        classifier: the composed file, opened as it will be used.
+        model: the same, to be opened in full precision too.
         part: images of the calib part, or of train where there is none.
         fitted_probs: (N, K) what the fitted model says of them.
         progress: called as the images are answered.
@@ -55,7 +56,6 @@ def verify(
     Raises:
         ModelError: model-disagrees, when the most probable class differs on an image that is no tie.
     """
-    classifier = Classifier(model)
     answers, _ = answer(classifier, part, "verifying", progress)
     probs = np.stack([answers[path] for path in part.paths])
     found: dict[str, Any] = {
