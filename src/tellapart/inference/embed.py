@@ -104,5 +104,5 @@ class _Store:
             try:
                 with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                     yield [row.tobytes().hex() for row in arrays["contents"]], arrays["embeddings"]
-            except (BadZipFile, KeyError, ValueError):
+            except (BadZipFile, EOFError, KeyError, ValueError):
                 path.unlink(missing_ok=True)

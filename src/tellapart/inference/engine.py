@@ -103,7 +103,8 @@ def iter_outputs(
         rows = iter(range(len(readable)))
         return [pixels if isinstance(pixels, ImageError) else _row(outputs, next(rows)) for pixels in inputs]
 
-    for answers in map_ordered(run, batched(sources, BATCH_SIZE)):
+    # One thread more than processors: while two wait for the engine's streams, the third decodes.
+    for answers in map_ordered(run, batched(sources, BATCH_SIZE), workers=cpu_count() + 1):
         yield from answers
 
 

@@ -167,20 +167,26 @@ def parse_model(content: bytes) -> ModelFile:
 def _card(document: str) -> ModelCard:
     try:
         values: dict[str, Any] = json.loads(document)
+        if not isinstance(values, dict):
+            raise TypeError(f"it is no JSON object but {document[:20]!r}")
         version = values.pop("schema_version")
         if version > SCHEMA_VERSION:
             message = (
                 f"the model file has schema version {version}; this version of tellapart reads {SCHEMA_VERSION}"
             )
             raise ModelError("newer-model", message, hint="pip install --upgrade tellapart")
+        if not all(isinstance(name, str) for name in values["class_names"]) or isinstance(
+            values["class_names"], str
+        ):
+            raise TypeError("class_names must be a list of names")
         values["class_names"] = tuple(values["class_names"])
         values["decision_rules"] = tuple(values["decision_rules"])
         values["preprocess"] = Preprocess(**values["preprocess"])
         values["calibration"] = Calibration(**values["calibration"])
-        values["weights"] = values["weights"] and Weights(**values["weights"])
-        values["conformal"] = values["conformal"] and ConformalRule(**values["conformal"])
+        values["weights"] = None if values["weights"] is None else Weights(**values["weights"])
+        values["conformal"] = None if values["conformal"] is None else ConformalRule(**values["conformal"])
         return ModelCard(**{field.name: values[field.name] for field in fields(ModelCard)})
-    except (KeyError, TypeError, ValueError, RecursionError, RecipeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, RecipeError) as error:
         raise ModelError("damaged-model", f"the model card cannot be read: {error}") from error
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 from tellapart.evaluation.metrics import IntArray, log_loss
 from tellapart.imaging.pool import map_ordered
@@ -70,9 +71,10 @@ def fit_probe(
     search: dict[float, float] = {}
     logits: dict[float, FloatMatrix] = {}
     for strength in strengths:
-        logits[strength] = np.concatenate(
-            list(map_ordered(functools.partial(_Fold.fit, strength=strength), parts))
-        )
+        # The folds keep all processors busy; a matrix library with threads of its own makes them ten times slower.
+        with threadpool_limits(1, user_api="blas"):
+            fold_logits = map_ordered(functools.partial(_Fold.fit, strength=strength), parts)
+            logits[strength] = np.concatenate(list(fold_logits))
         search[strength] = log_loss(searched[order], _softmax(logits[strength]))
         best = min(search, key=search.__getitem__)
         if len(search) - 1 - list(search).index(best) == _PATIENCE:
