@@ -77,7 +77,10 @@ def test_usual_names_of_parts(tmp_path, train, name, split):
     assert dataset.class_names == ("cat", "dog")
     assert dataset.class_counts("train") == {"cat": 1, "dog": 1}
     assert dataset.class_counts(split) == {"cat": 1, "dog": 1}
-    assert {below(tmp_path, path) for path in dataset.used(split).paths} == {f"{name}/cat/2.png", f"{name}/dog/2.png"}
+    assert {below(tmp_path, path) for path in dataset.used(split).paths} == {
+        f"{name}/cat/2.png",
+        f"{name}/dog/2.png",
+    }
 
 
 def test_natural_order_files_before_folders(tmp_path):
@@ -135,7 +138,13 @@ def test_no_rule_for_the_users_own_names(name):
 
 @pytest.mark.parametrize(
     ("path", "data"),
-    [("cat/2", png(1)), ("cat/2.txt", png(1)), ("cat/2.jpg", b"no image"), ("cat/2.PSD", b"8BPS"), ("cat/2.png", b"")],
+    [
+        ("cat/2", png(1)),
+        ("cat/2.txt", png(1)),
+        ("cat/2.jpg", b"no image"),
+        ("cat/2.PSD", b"8BPS"),
+        ("cat/2.png", b""),
+    ],
     ids=["no ending", "wrong ending", "only called an image", "unsupported format", "empty"],
 )
 def test_called_an_image_or_starts_like_one(tmp_path, path, data):

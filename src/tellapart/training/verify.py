@@ -55,8 +55,9 @@ def verify(
 
     Raises:
         ModelError: model-disagrees, when the most probable class differs on an image that is no tie.
+        ImageError: an image that was read before cannot be read now.
     """
-    answers, _ = answer(classifier, part, "verifying", progress)
+    answers = _answer_all(classifier, part, progress)
     probs = np.stack([answers[path] for path in part.paths])
     found: dict[str, Any] = {
         "n": len(part),
@@ -71,9 +72,17 @@ def verify(
             "model-disagrees", message, hint="please report this, with your versions of openvino and onnx"
         )
     if classifier.precision != "f32":
-        full, _ = answer(Classifier(model, precision="f32"), part, "verifying", progress)
+        full = _answer_all(Classifier(model, precision="f32"), part, progress)
         found["against_f32"] = _difference(np.stack([full[path] for path in part.paths]), probs)
     return found, answers
+
+
+def _answer_all(classifier: Classifier, part: Dataset, progress: Progress) -> Answers:
+    answers, refused = answer(classifier, part, "verifying", progress)
+    for path, (code, message) in refused.items():
+        hint = "it was there when the run began; leave the images alone until it ends, and train again"
+        raise ImageError(code, f"{path} can no longer be read: {message}", hint=hint)
+    return answers
 
 
 def _difference(expected: NDArray[Any], found: NDArray[Any]) -> dict[str, Any]:

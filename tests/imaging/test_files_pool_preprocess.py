@@ -1,0 +1,212 @@
+"""The pool keeps order, bounds and exceptions; preprocess reaches the model's input without a detour."""
+
+import itertools
+import threading
+
+import numpy as np
+import pytest
+from builders import encode, photo
+from PIL import Image
+
+from tellapart.errors import ImageError, RecipeError
+from tellapart.imaging.pool import batched, cpu_count, map_ordered
+from tellapart.imaging.preprocess import load_input, preprocess_image
+from tellapart.records import Preprocess
+
+PAD_GRAY = 128
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7, None])
+@pytest.mark.parametrize("n", [0, 1, 3, 200])
+def test_results_come_in_order(n, workers):
+    assert list(map_ordered(lambda x: x * x, range(n), workers=workers)) == [x * x for x in range(n)]
+
+
+def test_a_slow_item_holds_its_place():
+    second_done = threading.Event()
+
+    def work(item):
+        if item == 0:
+            assert second_done.wait(30), "the second item must run while the first does"
+        elif item == 1:
+            second_done.set()
+        return item
+
+    assert list(map_ordered(work, range(5), workers=2)) == [0, 1, 2, 3, 4]
+
+
+def test_work_is_done_in_other_threads():
+    threads = set(map_ordered(lambda _: threading.get_ident(), range(20), workers=2))
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+@pytest.mark.parametrize("bad", [0, 1, 30, 49])
+def test_an_exception_is_raised_in_its_turn(bad):
+    def work(item):
+        if item >= bad:
+            raise ValueError(f"item {item}")
+        return item
+
+    results = map_ordered(work, range(50), workers=3)
+    assert list(itertools.islice(results, bad)) == list(range(bad))
+    with pytest.raises(ValueError, match=f"item {bad}$"):
+        next(results)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_endless_source_is_read_only_as_results_are_taken(workers):
+    taken = []
+
+    def endless():
+        for item in itertools.count():
+            taken.append(item)
+            yield item
+
+    results = map_ordered(lambda x: -x, endless(), workers=workers)
+    assert taken == [], "nothing happens before the first result is asked for"
+    for done in range(100):
+        assert next(results) == -done
+        assert len(taken) <= done + 1 + 4 * workers
+    results.close()
+
+
+def test_leaving_early_cancels_what_has_not_started():
+    started, first_taken = [], threading.Event()
+
+    def work(item):
+        started.append(item)
+        if item:
+            first_taken.wait(30)
+        return item
+
+    threads_before = threading.active_count()
+    results = map_ordered(work, range(1000), workers=1)
+    assert next(results) == 0
+    threading.Timer(0.05, first_taken.set).start()
+    results.close()
+    assert set(started) <= {0, 1}, "the one under way is finished, the others in the window are not begun"
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("tellapart")] == []
+    assert threading.active_count() <= threads_before + 1
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "expected"),
+    [(0, 3, []), (2, 3, [[0, 1]]), (3, 3, [[0, 1, 2]]), (7, 3, [[0, 1, 2], [3, 4, 5], [6]]), (2, 1, [[0], [1]])],
+)
+def test_batched(n, size, expected):
+    assert list(batched(iter(range(n)), size)) == expected
+
+
+def test_cpu_count_is_what_this_process_may_use():
+    assert cpu_count() >= 1
+
+
+SHAPES = [(40, 100), (100, 40), (64, 64), (300, 301), (20, 11), (33, 33)]  # height, width
+
+
+def by_pillow(pixels, side, resize, kernel):
+    """The same geometry, step by step."""
+    image = Image.fromarray(pixels)
+    if resize == "crop":
+        short = min(image.size)
+        left, top = (image.width - short) / 2, (image.height - short) / 2
+        return np.asarray(image.resize((side, side), kernel, (left, top, left + short, top + short)))
+    if resize == "pad":
+        inner = tuple(max(1, round(size * side / max(image.size))) for size in image.size)
+        square = Image.new("RGB", (side, side), (PAD_GRAY,) * 3)
+        square.paste(image.resize(inner, kernel), ((side - inner[0]) // 2, (side - inner[1]) // 2))
+        return np.asarray(square)
+    return np.asarray(image.resize((side, side), kernel))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_geometry(height, width, resize, interpolation):
+    spec = Preprocess(input_size_px=32, resize=resize, interpolation=interpolation)
+    pixels = photo(width, height)
+    before = pixels.copy()
+    found = preprocess_image(pixels, spec)
+    assert (found.shape, found.dtype) == ((32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(found, by_pillow(pixels, 32, resize, getattr(Image.Resampling, interpolation.upper())))
+    np.testing.assert_array_equal(pixels, before)
+
+
+# A white picture with a third at either end of the long side painted: red first, blue last.
+WIDE = np.full((32, 96, 3), 255, np.uint8)
+WIDE[:, :32], WIDE[:, 64:] = (255, 0, 0), (0, 0, 255)
+TALL = WIDE.transpose(1, 0, 2)
+RED, WHITE, BLUE, GRAY = (255, 0, 0), (255, 255, 255), (0, 0, 255), (PAD_GRAY,) * 3
+
+
+@pytest.mark.parametrize(
+    ("resize", "expected"),
+    # colors at the start, in the middle and at the end of the long side; then at the start of the short side
+    [("squash", (RED, WHITE, BLUE, WHITE)), ("crop", (WHITE, WHITE, WHITE, WHITE)), ("pad", (RED, WHITE, BLUE, GRAY))],
+)
+@pytest.mark.parametrize("is_tall", [False, True])
+def test_what_each_way_keeps(resize, expected, is_tall):
+    found = preprocess_image(TALL if is_tall else WIDE, Preprocess(input_size_px=48, resize=resize))
+    found = found.transpose(1, 0, 2) if is_tall else found
+    assert tuple(tuple(found[y, x].tolist()) for y, x in ((24, 1), (24, 24), (24, 46), (1, 24))) == expected
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+def test_the_right_size_is_left_alone(resize):
+    pixels = photo(48, 48)
+    np.testing.assert_array_equal(preprocess_image(pixels, Preprocess(input_size_px=48, resize=resize)), pixels)
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+@pytest.mark.parametrize(("height", "width"), [(1, 10_000), (10_000, 1), (3, 9_999), (1, 1)])
+def test_a_line_never_becomes_a_huge_image(height, width, resize, monkeypatch):
+    sizes = []
+    new = Image.Image._new
+
+    def recorded(image, core):
+        sizes.append(core.size)
+        return new(image, core)
+
+    monkeypatch.setattr(Image.Image, "_new", recorded)
+    pixels = np.full((height, width, 3), 77, np.uint8)
+    found = preprocess_image(pixels, Preprocess(input_size_px=64, resize=resize))
+    assert found.shape == (64, 64, 3)
+    assert sizes, "Pillow has another way to make images by now: record that one"
+    assert all(size[0] <= 64 and size[1] <= 64 for size in sizes)
+    assert (found[32, 32] == 77).all()
+    assert set(np.unique(found)) <= {77, PAD_GRAY}
+    if resize == "pad" and (height, width) != (1, 1):
+        assert (found == 77).all(axis=2).sum() == 64, "one line of the square"
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
+def test_load_input_is_decode_and_preprocess(image_format, resize, tmp_path):
+    spec = Preprocess(input_size_px=40, resize=resize)
+    data = encode(photo(500, 300), image_format)
+    path = tmp_path / "photo"
+    path.write_bytes(data)
+    found = load_input(data, spec)
+    np.testing.assert_array_equal(load_input(path, spec), found)
+    expected = preprocess_image(photo(500, 300), spec).astype(float)
+    difference = np.abs(found - expected).mean()
+    assert difference == 0 if image_format == "PNG" else difference < 4, "JPEG is decoded at a smaller scale"
+
+
+@pytest.mark.parametrize(("data", "code"), [(b"", "empty-file"), (b"some words", "not-an-image")])
+def test_load_input_passes_the_decoders_refusals_on(data, code):
+    with pytest.raises(ImageError) as caught:
+        load_input(data, Preprocess(input_size_px=40))
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"input_size_px": 7}, {"input_size_px": 4097}, {"input_size_px": 64, "resize": "stretch"},
+     {"input_size_px": 64, "interpolation": "nearest"}],
+)  # fmt: skip
+def test_settings_out_of_range(settings):
+    with pytest.raises(RecipeError) as caught:
+        Preprocess(**settings)
+    assert caught.value.code == "bad-setting"
