@@ -21,7 +21,7 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
-    """Three classes of 20 textures, PNG and JPEG; one in five looks like another class, so nobody is always right."""
+    """Three classes of 20 textures, PNG and JPEG; one in five looks like another class: nobody is always right."""
     folder = tmp_path_factory.mktemp("source") / "photos"
     rng = np.random.default_rng(7)
     for k, name in enumerate(CLASS_NAMES):

@@ -36,6 +36,16 @@ class WriterError(Exception):
     """Raised by a test's own writer."""
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fail_halfway(path, error):
+    with atomic_file(path) as file:
+        file.write(DATA)
+        raise error
+
+
 @pytest.mark.parametrize("old", [None, b"", b"what was there before"])
 def test_a_file_appears_whole(tmp_path, old):
     path = tmp_path / "a/b/file.bin"
@@ -47,7 +57,7 @@ def test_a_file_appears_whole(tmp_path, old):
         file.flush()
         assert (path.read_bytes() if path.exists() else None) == old, "unchanged while it is being written"
     assert path.read_bytes() == DATA
-    assert os.listdir(path.parent) == ["file.bin"]
+    assert names(path.parent) == ["file.bin"]
 
 
 @pytest.mark.parametrize("old", [None, b"what was there before"])
@@ -56,11 +66,10 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path, old, error):
     path = tmp_path / "file.bin"
     if old is not None:
         path.write_bytes(old)
-    with pytest.raises(error), atomic_file(path) as file:
-        file.write(DATA)
-        raise error
+    with pytest.raises(error):
+        fail_halfway(path, error)
     assert (path.read_bytes() if path.exists() else None) == old
-    assert os.listdir(tmp_path) == ([] if old is None else ["file.bin"])
+    assert names(tmp_path) == ([] if old is None else ["file.bin"])
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -78,7 +87,7 @@ def test_a_system_that_fails_leaves_the_old_file(tmp_path, monkeypatch, step):
     assert "No space left" in caught.value.message
     assert "--out" in caught.value.hint
     assert path.read_bytes() == b"what was there before"
-    assert os.listdir(tmp_path) == ["file.bin"]
+    assert names(tmp_path) == ["file.bin"]
 
 
 def test_bytes_reach_the_disk_before_the_name_does(tmp_path, monkeypatch):
@@ -98,7 +107,7 @@ def test_places_that_cannot_be_written(tmp_path, path):
         write_bytes(tmp_path / path, DATA)
     assert caught.value.code == "cannot-write"
     assert str(tmp_path / path) in caught.value.message
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    assert names(tmp_path) == ["file", "folder"]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +131,7 @@ def test_write_json_refuses_what_json_cannot_say(tmp_path, value):
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(path, {"value": value})
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert names(tmp_path) == ["a.json"]
 
 
 @pytest.mark.parametrize("data", [b"", b"x", DATA])
@@ -134,7 +143,7 @@ def test_checked_entries_come_back(tmp_path, data):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda whole: b"",
+        lambda _: b"",
         lambda whole: whole[:10],
         lambda whole: whole[:32],
         lambda whole: whole[:-1],
@@ -163,7 +172,9 @@ def test_no_entry(tmp_path):
 def held_elsewhere(folder):
     """Another process that holds ``folder``."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, env=env, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, env=env, text=True
+    )
     assert process.stdout.readline() == "held\n"
     return process
 

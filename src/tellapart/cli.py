@@ -24,8 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out_console = Console()
-err_console = Console(stderr=True)
+out_console = Console(soft_wrap=True)  # commands stay on one line, to be copied
+err_console = Console(stderr=True, soft_wrap=True)
 
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model.onnx that tellapart wrote.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
@@ -292,7 +292,7 @@ def _print_confusions(names: Sequence[str], confusion: Sequence[Sequence[int]]) 
         if count and i != j
     ]
     said = [
-        f"{count} {true} taken for {wrong}" for count, true, wrong in sorted(mistakes, key=lambda m: -m[0])[:5]
+        f"{true} taken for {wrong} ({count}x)" for count, true, wrong in sorted(mistakes, key=lambda m: -m[0])[:5]
     ]
     if said:
         out_console.print(f"mistakes: {', '.join(said)}", markup=False, highlight=False)

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from scipy.special import softmax
 
+from tellapart import __version__
 from tellapart.data.check import check_contents, require_enough
 from tellapart.data.dataset import Dataset, Split
 from tellapart.data.sources import open_dataset, open_test_images
@@ -179,7 +180,10 @@ def _card(
         weights=fitted.weights,
         recipe=recipe_settings(recipe),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        software={name: version(name) for name in ("tellapart", "openvino", "onnx", "numpy", "scikit-learn")},
+        software={
+            "tellapart": __version__,
+            **{name: version(name) for name in ("openvino", "onnx", "numpy", "scipy")},
+        },
     )
 
 

@@ -157,7 +157,6 @@ def test_called_an_image_or_starts_like_one(tmp_path, path, data):
     ("path", "reason"),
     [
         ("train/notes.txt", "other"),
-        ("train/loose.txt", "other"),
         ("readme.txt", "other"),
         ("extra/1.png", "outside-class-folder"),
         ("front.png", "outside-class-folder"),
@@ -213,7 +212,7 @@ def test_folder_that_may_not_be_listed(tmp_path, monkeypatch):
 
 
 def test_source_that_may_not_be_listed(tmp_path, monkeypatch):
-    def refuse(folder):
+    def refuse(_):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "scandir", refuse)

@@ -1,4 +1,4 @@
-"""Bundled weights: read without PyTorch, equal to what PyTorch and timm make of them, and nothing but arrays."""
+"""Bundled weights: read without PyTorch, equal to what PyTorch and timm make of them, only arrays."""
 
 import importlib.resources
 import os

@@ -1,4 +1,4 @@
-"""model.onnx: what is written is read back, and what is damaged, foreign, unsafe or newer is refused with its code."""
+"""model.onnx: what is written is read back; what is damaged, foreign, unsafe or newer is refused."""
 
 import json
 from dataclasses import replace

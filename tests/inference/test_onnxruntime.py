@@ -1,4 +1,4 @@
-"""The model file answers without anything of ours: the script of the documentation, run as it stands there."""
+"""The model file answers without anything of ours: the documentation's script, run as it stands."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def documented_script():
 
 
 def run_script(model_path, image_path):
-    """Probabilities by class as the script prints them, in a Python where what is not needed cannot be imported."""
+    """Probabilities by class as the script prints them, where what is not needed cannot be imported."""
     blocked = f"import sys; sys.modules.update(dict.fromkeys({NOT_NEEDED!r}))\n"
     done = subprocess.run(
         [sys.executable, "-I", "-c", blocked + documented_script(), str(model_path), str(image_path)],

@@ -1,4 +1,4 @@
-"""Classifier: whatever an image comes as, one answer for each, in order; and no answer where there can be none."""
+"""Classifier: whatever an image comes as, one answer each, in order; and none where there can be none."""
 
 import itertools
 

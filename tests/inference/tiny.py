@@ -1,4 +1,4 @@
-"""A backbone small enough to flip every bit of: its embedding is the mean red, green and blue of the image."""
+"""A backbone small enough to damage every byte of: its embedding is the image's mean red, green and blue."""
 
 import numpy as np
 import onnx

@@ -51,7 +51,10 @@ def confusion_matrix(labels: IntArray, predicted: IntArray, num_classes: int) ->
     for indices in (labels, predicted):
         if len(indices) and not (indices.min() >= 0 and indices.max() < num_classes):
             raise RecipeError("bad-labels", f"class indices must lie in 0..{num_classes - 1}")
-    cells = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    # In 64 bits: the cell's number may be too large for the type that holds the labels.
+    cells = np.bincount(
+        labels.astype(np.int64) * num_classes + predicted.astype(np.int64), minlength=num_classes**2
+    )
     return cells.reshape(num_classes, num_classes)
 
 

