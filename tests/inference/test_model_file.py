@@ -12,7 +12,14 @@ from tiny import CLASS_NAMES, SIDE_PX, parsed, tiny_card, tiny_model
 from tellapart.errors import ModelError
 from tellapart.inference import model as model_module
 from tellapart.inference.engine import OpenVINOEngine
-from tellapart.inference.model import METADATA_KEY, card_document, graph_checksum, parse_model, read_model
+from tellapart.inference.model import (
+    METADATA_KEY,
+    card_checksum,
+    card_document,
+    graph_checksum,
+    parse_model,
+    read_model,
+)
 from tellapart.records import Calibration, Preprocess
 
 CONTENT = tiny_model().onnx_bytes
@@ -217,8 +224,28 @@ def with_document(text):
 
 
 def with_values(*removed, **changed):
+    """The card with other values and a checksum that fits, so that the values themselves are what is refused."""
     document = json.loads(parsed(tiny_model()).metadata_props[0].value) | changed
-    return with_document(json.dumps({key: value for key, value in document.items() if key not in removed}))
+    return with_document(json.dumps(sealed({key: value for key, value in document.items() if key not in removed})))
+
+
+def sealed(document):
+    if "card_sha256" not in document:
+        return document
+    rest = {key: value for key, value in document.items() if key != "card_sha256"}
+    try:
+        return {**rest, "card_sha256": card_checksum(rest)}
+    except ValueError:  # not a number: no card of ours can hold it, so no checksum fits
+        return document
+
+
+def test_a_card_changed_by_hand_is_refused():
+    document = json.loads(parsed(tiny_model()).metadata_props[0].value)
+    assert (
+        code_of(with_document(json.dumps(document | {"class_names": document["class_names"][::-1]})))
+        == "damaged-model"
+    )
+    assert parse_model(with_document(json.dumps(document))).card == tiny_model().card
 
 
 def test_the_card_is_json_under_one_key():
@@ -313,7 +340,7 @@ def resealed(change, **card_changes):
     change(model)
     document = json.loads(model.metadata_props[0].value) | card_changes
     document["graph_sha256"] = graph_checksum(model)
-    model.metadata_props[0].value = json.dumps(document)
+    model.metadata_props[0].value = json.dumps(sealed(document))
     return model.SerializeToString()
 
 

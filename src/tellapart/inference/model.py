@@ -1,6 +1,7 @@
 """model.onnx: compose it, write it, read it and verify what was read."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,13 @@ def _with_card(model: onnx.ModelProto, card: ModelCard) -> ModelFile:
 
 def card_document(card: ModelCard) -> dict[str, Any]:
     """The card as plain data, as it stands in the file."""
-    return {"schema_version": SCHEMA_VERSION, **asdict(card)}
+    document = {"schema_version": SCHEMA_VERSION, **asdict(card)}
+    return {**document, "card_sha256": card_checksum(document)}
+
+
+def card_checksum(document: Mapping[str, Any]) -> str:
+    """SHA-256 of the card, so that a changed class name is noticed as a changed weight is."""
+    return sha256(json.dumps(document, sort_keys=True, allow_nan=False).encode())
 
 
 def read_model(path: str | Path) -> ModelFile:
@@ -175,6 +182,8 @@ def _card(document: str) -> ModelCard:
                 f"the model file has schema version {version}; this version of tellapart reads {SCHEMA_VERSION}"
             )
             raise ModelError("newer-model", message, hint="pip install --upgrade tellapart")
+        if values.pop("card_sha256") != card_checksum({"schema_version": version, **values}):
+            raise ValueError("its checksum differs")
         if not all(isinstance(name, str) for name in values["class_names"]) or isinstance(
             values["class_names"], str
         ):
