@@ -180,7 +180,7 @@ def test_temperature_needs_two_classes_and_a_label_for_each_image(labels):
 
 @pytest.mark.parametrize(("n", "coverage"), [(100, 0.8), (199, 0.9), (60, 0.95), (19, 0.95)])
 def test_prediction_sets_cover_as_promised(n, coverage):
-    """Over draws of calibration and new images alike, the mean lies between the promise and 1 / (n + 1) above it."""
+    """Over many draws of images, the mean lies between the promise and 1 / (n + 1) above it."""
     rng = np.random.default_rng(0)
     covered = []
     for _ in range(400):
@@ -249,7 +249,7 @@ def card(min_prob, coverage=0.95):
         ([0.25, 0.25, 0.5], 0.5, "sure", ("fox",)),
         ([1.0, 0.0, 0.0], 0.0, "unsure", ("cat", "dog", "fox")),
         ([0.98, 0.01, 0.01], None, "unsure", ("cat", "dog", "fox")),
-        # no class reaches the rule's probability: the most probable ones up to the coverage are listed, nothing is sure
+        # no class reaches the rule's probability: the most probable up to the coverage are listed, none is sure
         ([0.625, 0.25, 0.125], 0.9, "unsure", ("cat", "dog", "fox")),
         ([0.03125, 0.71875, 0.25], 0.9, "unsure", ("dog", "fox")),
         ([0.96875, 0.015625, 0.015625], 0.99, "unsure", ("cat",)),

@@ -1,4 +1,4 @@
-"""Recipes are checked and complete; the probe is scikit-learn's regression, chosen without looking at the answers."""
+"""Recipes are checked and complete; the probe is scikit-learn's regression, its strength chosen honestly."""
 
 import tomllib
 

@@ -64,6 +64,9 @@ class OpenVINOEngine:
         self._outputs = [port.get_any_name() for port in self._model.outputs]
         self._input_shape = (BATCH_SIZE, input_size_px, input_size_px, 3)
         self._thread = threading.local()
+        # The first tensor is made here, by one thread: OpenVINO's binding sets itself up at first use, and two threads that
+        # get there together wait for each other for ever, one with the interpreter's lock and one with the binding's.
+        self.run(np.zeros(self._input_shape, dtype=np.uint8))
 
     def run(self, images: Pixels) -> Outputs:
         """Run the model on (B, S, S, 3) uint8; every output has B rows."""
