@@ -21,6 +21,7 @@ Row = dict[str, Any]
 
 OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
 _FLUSH_ROWS = 200
+_STREAMED_ROWS = 16  # the first row at once, then a few at a time: each write wakes the reader
 
 
 def iter_paths(arguments: Iterable[str]) -> Iterator[str]:
@@ -65,12 +66,14 @@ def stream_rows(rows: Iterable[Row], columns: Sequence[str], file: IO[str], *, a
     table = csv.DictWriter(file, columns, lineterminator="\n")
     if not as_json:
         table.writeheader()
-    for cells in rows:
+    for number, cells in enumerate(rows):
         if as_json:
             file.write(json.dumps(cells) + "\n")
         else:
             table.writerow(cells)
-        file.flush()
+        if number % _STREAMED_ROWS == 0:
+            file.flush()
+    file.flush()
 
 
 def write_predictions(
