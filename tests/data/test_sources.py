@@ -337,3 +337,12 @@ def test_every_file_is_reported_once(tmp_path):
     paths = ["a/1.png", "a/b/2.png", "a/b/c/.x", "a/notes.txt", ".h/1.png", "z.png", "Thumbs.db"]
     found = [below(tmp_path, str(file.path)) for file in iter_files(fill(tmp_path, *paths))]
     assert sorted(found) == sorted(paths)
+
+
+def test_a_stray_image_beside_the_classes_of_train(tmp_path):
+    """It must not turn train and test into two classes."""
+    fill(tmp_path, "train/stray.png", "train/cat/1.png", "train/dog/2.png", "test/cat/3.png", "test/dog/4.png")
+    dataset = open_dataset(tmp_path)
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.reasons() == {"outside-class-folder": 1}
+    assert sorted(dataset.used().table["split"]) == ["test", "test", "train", "train"]

@@ -271,3 +271,20 @@ def test_with_many_images_the_search_sees_some_and_the_head_all(monkeypatch):
     assert searched[2] == pytest.approx(50, abs=2), "and otherwise in proportion"
     reference = scikit_learn(features, labels, 0.1 * len(probe.fold_images) / 2 / 1000)
     np.testing.assert_allclose(softmax(probe.head.logits(features), axis=1), reference(features), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("strengths", "nan"),
+        ("strengths", "[1, inf]"),
+        ("strengths", "[1, 1]"),
+        ("folds", "3\nx = 1"),
+        ("folds", "1" * 5000),
+        ("coverage", "1" + "0" * 400),
+    ],
+)
+def test_numbers_that_are_none(key, value):
+    with pytest.raises(RecipeError) as caught:
+        build_recipe("probe", {key: value})
+    assert caught.value.code == "bad-setting"

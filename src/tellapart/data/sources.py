@@ -98,14 +98,19 @@ def _find_parts(folder: Path) -> tuple[Path, list[tuple[Split | None, Path]]]:
 
 
 def _named_parts(folder: Path) -> list[tuple[Split | None, Path]]:
-    """Train, val and test folders. A class may be called "train" too: its folder holds images, not classes."""
+    """Train, val and test folders. A class may be called "train" too: its folder holds images, not classes.
+
+    Where it holds both, the classes it shares with another part tell.
+    """
+    named = {child: _SPLIT_NAMES.get(child.name.casefold()) for child in subfolders(folder)}
+    inside = {child: {inner.name for inner in subfolders(child)} for child, split in named.items() if split}
     parts: list[tuple[Split | None, Path]] = []
-    for child in subfolders(folder):
-        split = _SPLIT_NAMES.get(child.name.casefold())
-        if split is not None and subfolders(child) and not has_images(child):
+    for child, names in inside.items():
+        shared = any(names & others for other, others in inside.items() if other != child)
+        if names and (shared or not has_images(child)):
             inner = _only_child(child)
-            unpacked_twice = inner is not None and _SPLIT_NAMES.get(inner.name.casefold()) == split
-            parts.append((split, inner if inner is not None and unpacked_twice else child))
+            unpacked_twice = inner is not None and _SPLIT_NAMES.get(inner.name.casefold()) == named[child]
+            parts.append((named[child], inner if inner is not None and unpacked_twice else child))
     return parts if any(split == "train" for split, _ in parts) else []
 
 

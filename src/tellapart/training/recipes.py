@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -43,7 +44,8 @@ class ProbeRecipe:
 
     def __post_init__(self) -> None:
         _ = self.preprocess  # checks its own settings
-        if not self.strengths or min(self.strengths) <= 0 or list(self.strengths) != sorted(self.strengths):
+        ascending = list(self.strengths) == sorted(set(self.strengths))
+        if not (self.strengths and ascending and all(0 < c < math.inf for c in self.strengths)):
             raise RecipeError("bad-setting", f"strengths must be above 0 and ascending, got {self.strengths}")
         if self.folds < 2:
             raise RecipeError("bad-setting", f"folds must be at least 2, got {self.folds}")
@@ -132,14 +134,17 @@ def _typed(key: str, value: Any, default: Any) -> Any:
     """The value as the kind of thing its default is."""
     if isinstance(value, str) and not isinstance(default, str):
         try:
-            value = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+            (value,) = tomllib.loads(f"value = {value}").values()  # one value: a second line would be another
+        except ValueError:  # also TOML's own error, and a number with more digits than Python reads
             raise _wrong_kind(key, value, default) from None
     if isinstance(default, tuple):
         values = value if isinstance(value, list | tuple) else [value]
         return tuple(_typed(key, item, default[0]) for item in values)
     if isinstance(default, float) and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise _wrong_kind(key, value, default) from None
     if type(value) is not type(default):
         raise _wrong_kind(key, value, default)
     return value
