@@ -209,3 +209,11 @@ def test_demo(tmp_path):
     report = json.loads((tmp_path / "demo/run/report.json").read_text())
     assert report["dataset"]["used"] + report["dataset"]["duplicates"] == 1797
     assert report["test"]["accuracy"]["value"] > 0.9
+
+
+def test_what_went_to_standard_output_cannot_be_resumed(run, folder, monkeypatch):
+    interrupt_after(monkeypatch, 6)
+    done = call("predict", run.model_path, folder)
+    assert done.exit_code == 130
+    assert "interrupted" in done.stderr
+    assert "--resume" not in done.stderr

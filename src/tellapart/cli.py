@@ -107,7 +107,7 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Predict images: one row a file, in order, also for those that cannot be read."""
-    with user_errors(as_json, "the rows so far are kept: type the same again with --resume"):
+    with user_errors(as_json, "" if out == "-" else "the rows so far are kept: type the same again with --resume"):
         from tellapart.inference.predict import load
         from tellapart.inference.rows import columns, iter_paths, row, stream_rows, write_predictions
 

@@ -52,7 +52,7 @@ def require_enough(dataset: Dataset) -> None:
     Raises:
         DataError: empty-class, too-few-images.
     """
-    own_test = bool(dataset.class_counts("test")) and sum(dataset.class_counts("test").values()) > 0
+    own_test = sum(dataset.class_counts("test").values()) > 0
     needed = MIN_IMAGES - 1 if own_test else MIN_IMAGES
     # Images of a val folder calibrate: they teach nothing.
     learning = dataset.where(pl.col("split").is_null() | (pl.col("split") == "train")).class_counts()
