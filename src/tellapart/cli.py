@@ -314,4 +314,12 @@ def _interval(interval: Mapping[str, float | None]) -> str:
 
 def main() -> None:
     """Entry point of the command ``tellapart``."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if end.code in (None, 0):
+            # Every file is closed by now. Taking the libraries apart one by one would cost 0.15 s more.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+        raise

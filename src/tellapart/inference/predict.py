@@ -25,12 +25,13 @@ class Classifier:
 
     Attributes:
         card: what the model says about itself.
+        engine: runs the file's graph.
     """
 
     def __init__(self, model: ModelFile, *, precision: Precision | None = None) -> None:
         self.card: ModelCard = model.card
         size = model.card.preprocess.input_size_px
-        self._engine = OpenVINOEngine(model.onnx_bytes, input_size_px=size, precision=precision)
+        self.engine = OpenVINOEngine(model.onnx_bytes, input_size_px=size, precision=precision)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -40,7 +41,7 @@ class Classifier:
     @property
     def precision(self) -> Precision:
         """What the engine computes in."""
-        return self._engine.precision
+        return self.engine.precision
 
     def predict(self, images: ImageSource | Iterable[ImageSource]) -> list[Prediction]:
         """Predict a few images at once.
@@ -64,7 +65,7 @@ class Classifier:
                 names.append(os.fspath(image) if isinstance(image, str | os.PathLike) else "")
                 yield image
 
-        for answer in iter_outputs(self._engine, self.card.preprocess, named()):
+        for answer in iter_outputs(self.engine, self.card.preprocess, named()):
             name = names.popleft()
             if isinstance(answer, ImageError):
                 yield Prediction(path=name, verdict="error", error=answer.code, message=answer.message)
@@ -73,7 +74,7 @@ class Classifier:
 
     def iter_probs(self, images: Iterable[ImageSource]) -> Iterator[NDArray[np.float32] | ImageError]:
         """(K,) probabilities of each image, or why it cannot be used; in order."""
-        for answer in iter_outputs(self._engine, self.card.preprocess, images):
+        for answer in iter_outputs(self.engine, self.card.preprocess, images):
             yield answer if isinstance(answer, ImageError) else answer["probs"]
 
 

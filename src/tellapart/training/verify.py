@@ -8,12 +8,16 @@ from numpy.typing import NDArray
 
 from tellapart.data.dataset import Dataset
 from tellapart.errors import ImageError, ModelError
+from tellapart.imaging.decode import Pixels
+from tellapart.inference.engine import Engine, OpenVINOEngine, Outputs, iter_outputs
 from tellapart.inference.model import ModelFile
 from tellapart.inference.predict import Classifier
 from tellapart.records import Progress
 
 TIE_MARGIN = 0.02
 """Two classes whose probabilities are closer than this are a tie: rounding may put either first."""
+
+_REFERENCE = "probs in full precision"
 
 Answers = dict[str, NDArray[np.float32]]
 """(K,) probabilities by path."""
@@ -57,8 +61,22 @@ def verify(
         ModelError: model-disagrees, when the most probable class differs on an image that is no tie.
         ImageError: an image that was read before cannot be read now.
     """
-    answers = _answer_all(classifier, part, progress)
-    probs = np.stack([answers[path] for path in part.paths])
+    reduced = classifier.precision != "f32"
+    engine: Engine = classifier.engine
+    if reduced:
+        size = model.card.preprocess.input_size_px
+        engine = _WithReference(engine, OpenVINOEngine(model.onnx_bytes, input_size_px=size, precision="f32"))
+    answers: Answers = {}
+    full: list[NDArray[np.float32]] = []
+    outputs = iter_outputs(engine, model.card.preprocess, part.paths)
+    for path, output in zip(part.paths, outputs, strict=True):
+        if isinstance(output, ImageError):
+            hint = "it was there when the run began; leave the images alone until it ends, and train again"
+            raise ImageError(output.code, f"{path} can no longer be read: {output.message}", hint=hint)
+        answers[path] = output["probs"]
+        full.append(output[_REFERENCE] if reduced else output["probs"])
+        progress("verifying", len(answers), len(part))
+    probs = np.stack(list(answers.values()))
     found: dict[str, Any] = {
         "n": len(part),
         "precision": classifier.precision,
@@ -71,18 +89,20 @@ def verify(
         raise ModelError(
             "model-disagrees", message, hint="please report this, with your versions of openvino and onnx"
         )
-    if classifier.precision != "f32":
-        full = _answer_all(Classifier(model, precision="f32"), part, progress)
-        found["against_f32"] = _difference(np.stack([full[path] for path in part.paths]), probs)
+    if reduced:
+        found["against_f32"] = _difference(np.stack(full), probs)
     return found, answers
 
 
-def _answer_all(classifier: Classifier, part: Dataset, progress: Progress) -> Answers:
-    answers, refused = answer(classifier, part, "verifying", progress)
-    for path, (code, message) in refused.items():
-        hint = "it was there when the run began; leave the images alone until it ends, and train again"
-        raise ImageError(code, f"{path} can no longer be read: {message}", hint=hint)
-    return answers
+class _WithReference:
+    """Two engines on the same pixels, so that every image is decoded once."""
+
+    def __init__(self, engine: Engine, reference: Engine) -> None:
+        self.precision = engine.precision
+        self._engine, self._reference = engine, reference
+
+    def run(self, images: Pixels) -> Outputs:
+        return {**self._engine.run(images), _REFERENCE: self._reference.run(images)["probs"]}
 
 
 def _difference(expected: NDArray[Any], found: NDArray[Any]) -> dict[str, Any]:
