@@ -88,21 +88,28 @@ def summary(name: str, seconds: list[float], floor: float, **more: object) -> di
     }
 
 
+def keras_python(scratch: Path) -> str | None:
+    """The Python of a new environment with Keras; None, with a message, where it cannot be made."""
+    python = scratch / "keras/bin/python"
+    made = subprocess.run(
+        f"{sys.executable} -m venv {scratch}/keras && {python} -m pip install -q tensorflow-cpu pillow scipy",
+        shell=True,
+        capture_output=True,
+        check=False,
+    )
+    if made.returncode:
+        print("left out: Keras cannot be installed here")
+        return None
+    return str(python)
+
+
 def rivals(folder: Path, floor: float) -> list[dict]:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        keras = Path(scratch) / "keras/bin/python"
-        made = subprocess.run(
-            f"{sys.executable} -m venv {scratch}/keras && {keras} -m pip install -q tensorflow-cpu pillow scipy",
-            shell=True,
-            capture_output=True,
-            check=False,
-        )
         scripts = {"PyTorch eager, same backbone": (sys.executable, "rival_torch.py")}
-        if made.returncode == 0:
-            scripts["Keras, the tutorial's network"] = (str(keras), "rival_keras.py")
-        else:
-            print("left out: Keras cannot be installed here")
+        keras = keras_python(Path(scratch))
+        if keras:
+            scripts["Keras, the tutorial's script"] = (keras, "rival_keras.py")
         for name, (python, script) in scripts.items():
             try:
                 seconds, megabytes, output = timed([python, str(Path(__file__).with_name(script)), str(folder)])

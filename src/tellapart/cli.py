@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,8 @@ from rich.table import Table
 
 import tellapart
 from tellapart.errors import RecipeError, TellapartError
+from tellapart.records import EpochLog
+from tellapart.training.curves import sparkline
 
 app = typer.Typer(
     help="A folder of labelled images in, an image recogniser that can be trusted out.",
@@ -44,33 +47,60 @@ def version(
 
 @app.command()
 def train(
-    source: Annotated[Path, typer.Argument(help="A folder with one folder of images for each class.")],
+    source: Annotated[
+        Path | None, typer.Argument(help="A folder with one folder of images for each class.", show_default=False)
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/NAME]")] = None,
-    recipe: Annotated[str, typer.Option(help="How to train.")] = "probe",
+    recipe: Annotated[str, typer.Option(help="How to train: probe, cnn or scratch.")] = "probe",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the recipe.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Draws the split into train, calib and test.")] = 0,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with the interrupted run in this folder.")
+    ] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview-augmentation", help="Only draw what augmentation does to some images.")
+    ] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events, too.")] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Turn a folder of labelled images into one verified model file and a report."""
     with user_errors(as_json, "what was computed is kept: type the same again to go on from there"):
+        if (source is None) == (resume is None):
+            raise typer.BadParameter("give a folder of images, or --resume and a run folder: one of the two")
         changes = dict(_setting(text) for text in settings or [])
-        from tellapart.pipeline import train as run_train
+        from tellapart import pipeline
 
-        with progress_bar(quiet or as_json) as progress:
-            run = run_train(source, recipe=recipe, settings=changes, out=out, seed=seed, progress=progress)
+        with progress_bar(quiet or as_json) as bar:
+            if source is None:
+                run = pipeline.resume(resume, tensorboard=tensorboard, progress=bar, on_epoch=bar.epoch)  # type: ignore[arg-type]
+            elif preview:
+                picture = pipeline.preview_augmentation(
+                    source, recipe=recipe, settings=changes, out=out, seed=seed, progress=bar
+                )
+            else:
+                run = pipeline.train(
+                    source,
+                    recipe=recipe,
+                    settings=changes,
+                    out=out,
+                    seed=seed,
+                    tensorboard=tensorboard,
+                    progress=bar,
+                    on_epoch=bar.epoch,
+                )
+        if preview:
+            _say(quiet, f"{picture}: the first column is the image, the others are what training sees of it")
+            return
         if as_json:
             _print_json({"run": str(run.folder), "model": str(run.model_path), **run.report})
         elif not quiet:
-            _print_dataset(run.report["dataset"])
-            _print_metrics(run.report["test"])
-            _print_verification(run.report["verification"])
-            seconds = run.report["seconds"]["total"]
-            out_console.print(f"\n[bold]{run.model_path}[/] and report.json written in {seconds:.1f} s")
-            out_console.print("Next: ", end="")
-            out_console.print(f"tellapart predict {run.model_path} NEW_IMAGES -o predictions.csv", style="cyan")
+            _print_run(run.report, run.model_path)
+        if run.interrupted:
+            err_console.print(f"stopped early; go on with: tellapart train --resume {run.folder}", highlight=False)
+            raise typer.Exit(130)
 
 
 @app.command()
@@ -137,6 +167,28 @@ def predict(
         elif not quiet:
             said = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(verdicts.items()))
             out_console.print(f"[bold]{out}[/]: {sum(verdicts.values()):,} images ({said})")
+
+
+@app.command()
+def explain(
+    model: ModelArgument,
+    image: Annotated[Path, typer.Argument(help="A photo.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the pages. [default: explain/NAME]")] = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Walk one image through a model, layer by layer, and show what its answer depends on."""
+    with user_errors(as_json):
+        from tellapart.explain.explanation import explain as run_explain
+
+        with progress_bar(quiet or as_json) as progress:
+            found = run_explain(model, image, out=out or Path("explain") / image.stem, progress=progress)
+        said = found.prediction
+        if as_json:
+            _print_json({"html": str(found.html_path), "png": str(found.png_path), **asdict(said)})
+        else:
+            _say(quiet, f"{image}: {said.label} {said.prob:.1%} ({said.verdict})")
+            _say(quiet, f"{found.html_path}\n{found.png_path}")
 
 
 @app.command()
@@ -219,8 +271,8 @@ def user_errors(as_json: bool = False, interrupted: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(hidden: bool) -> Iterator[Any]:
-    """A bar for each stage on standard error, with a rate and the time left."""
+def progress_bar(hidden: bool) -> Iterator["_Reporter"]:
+    """A bar for each stage on standard error, with a rate and the time left, and a line for each epoch."""
     bar = Progress(
         TextColumn("{task.description:10}"),
         BarColumn(),
@@ -230,17 +282,38 @@ def progress_bar(hidden: bool) -> Iterator[Any]:
         console=err_console,
         disable=hidden,
     )
-    tasks: dict[str, TaskID] = {}
     with bar:
+        yield _Reporter(bar)
 
-        def report(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total, rate="")
-            task = bar.tasks[tasks[stage]]
-            rate = f"{done / task.elapsed:,.0f} images/s" if task.elapsed else ""
-            bar.update(tasks[stage], completed=done, total=total, rate=rate)
 
-        yield report
+class _Reporter:
+    """Shows what the pipeline says while it works."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._tasks: dict[str, TaskID] = {}
+        self._losses: list[float] = []
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        """Move the bar of a stage."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(stage, total=total, rate="")
+        task = self._bar.tasks[self._tasks[stage]]
+        rate = f"{done / task.elapsed:,.0f} images/s" if task.elapsed else ""
+        self._bar.update(self._tasks[stage], completed=done, total=total, rate=rate)
+
+    def epoch(self, entry: EpochLog) -> None:
+        """Write a line about an epoch, with the course of the loss so far."""
+        loss, accuracy, part = entry.val_loss, entry.val_accuracy, "val"
+        if loss is None or accuracy is None:
+            loss, accuracy, part = entry.train_loss, entry.train_accuracy, "train"
+        self._losses.append(loss)
+        self._bar.print(
+            f"epoch {entry.epoch}/{entry.epochs}  train loss {entry.train_loss:.3f} accuracy {entry.train_accuracy:.1%}"
+            + (f"  val loss {loss:.3f} accuracy {accuracy:.1%}" if part == "val" else "")
+            + f"  lr {entry.lr:.2g}  {entry.images_per_s:,.0f} images/s  {part} loss {sparkline(self._losses)}",
+            highlight=False,
+        )
 
 
 def _setting(text: str) -> tuple[str, str]:
@@ -259,6 +332,18 @@ def _print_json(document: Mapping[str, Any]) -> None:
 def _say(quiet: bool, text: str) -> None:
     if not quiet:
         out_console.print(text, markup=False, highlight=False)
+
+
+def _print_run(report: Mapping[str, Any], model_path: Path) -> None:
+    _print_dataset(report["dataset"])
+    _print_metrics(report["test"])
+    _print_verification(report["verification"])
+    if "verdict" in report["fit"]:
+        out_console.print(report["fit"]["verdict"], markup=False, highlight=False)
+    seconds = report["seconds"]["total"]
+    out_console.print(f"\n[bold]{model_path}[/] and report.json written in {seconds:.1f} s")
+    out_console.print("Next: ", end="")
+    out_console.print(f"tellapart predict {model_path} NEW_IMAGES -o predictions.csv", style="cyan")
 
 
 def _print_dataset(dataset: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@
     ├── ImageError            one image file cannot be used; its code becomes the reason in that file's row
     ├── DataError             the data set as a whole cannot be used
     ├── RecipeError           a recipe or a setting is wrong
+    ├── TrainingError         training cannot begin, go on or end well
     ├── ModelError            a model file is damaged, foreign, or does not fit
     └── StorageError          a file or folder cannot be read, written or locked
 
@@ -44,6 +45,13 @@ CODES = MappingProxyType(
         "unknown-setting": "the recipe has no setting of that name",
         "bad-setting": "the setting has a value it cannot have",
         "bad-labels": "labels and numbers do not fit together",
+        # training
+        "package-missing": "a package that is needed for this is not installed",
+        "loss-not-finite": "the training loss became infinite or not a number",
+        "nothing-to-resume": "the run folder holds no unfinished run",
+        "unfinished-run": "the run folder holds an unfinished run, which a new one would destroy",
+        "resume-changed": "the images are no longer those of the unfinished run",
+        "damaged-checkpoint": "the checkpoint cannot be read",
         # model files
         "model-not-found": "there is no such model file",
         "damaged-model": "the model file cannot be parsed or its checksum does not match",
@@ -95,6 +103,10 @@ class DataError(TellapartError):
 
 class RecipeError(TellapartError):
     """A recipe or a setting is wrong."""
+
+
+class TrainingError(TellapartError):
+    """Training cannot begin, go on or end well."""
 
 
 class ModelError(TellapartError):

@@ -1,7 +1,7 @@
 """The product on one screen: from labelled images to a verified model file and honest numbers."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -18,17 +18,18 @@ from tellapart.data.check import check_contents, require_enough
 from tellapart.data.dataset import Dataset, Split
 from tellapart.data.sources import open_dataset, open_test_images
 from tellapart.data.split import split
-from tellapart.errors import DataError
+from tellapart.errors import DataError, TrainingError
 from tellapart.evaluation.calibration import fit_temperature
 from tellapart.evaluation.conformal import fit_conformal
 from tellapart.evaluation.decide import decide
 from tellapart.evaluation.report import measure
 from tellapart.inference.model import ModelFile, pack
 from tellapart.inference.predict import Classifier, load
-from tellapart.records import Calibration, ConformalRule, ModelCard, Progress, no_progress
+from tellapart.records import Calibration, ConformalRule, EpochLog, ModelCard, Progress, no_progress
 from tellapart.storage import atomic_file, locked_folder, write_bytes, write_json
-from tellapart.training.recipes import ProbeRecipe, build_recipe, recipe_settings, recipe_toml
-from tellapart.training.train import Fitted, extract_features, fit
+from tellapart.training.recipes import Recipe, build_recipe, recipe_settings, recipe_toml
+from tellapart.training.resume import UnfinishedRun, begin_run, finish_run, read_run, require_same_images
+from tellapart.training.train import Fitted, open_way
 from tellapart.training.verify import Answers, answer, verify
 
 REPORT_VERSION = 1
@@ -39,12 +40,15 @@ class Run:
     """A finished training run.
 
     Attributes:
-        folder: holds ``model.onnx``, ``report.json``, ``recipe.toml``, ``dataset.parquet`` and ``predictions.parquet``.
+        folder: holds ``model.onnx``, ``report.json``, ``recipe.toml``, ``dataset.parquet`` and ``predictions.parquet``; after
+            a gradient loop also ``log.jsonl`` and ``curves.svg``.
         report: the content of ``report.json``.
+        interrupted: whether training was asked to stop before its end; ``resume`` goes on from there.
     """
 
     folder: Path
     report: Mapping[str, Any]
+    interrupted: bool = False
 
     @property
     def model_path(self) -> Path:
@@ -52,14 +56,20 @@ class Run:
         return self.folder / "model.onnx"
 
 
+def no_epoch(entry: EpochLog) -> None:
+    """Say nothing after an epoch."""
+
+
 def train(
     source: str | Path,
     *,
-    recipe: str | ProbeRecipe = "probe",
+    recipe: str | Recipe = "probe",
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     seed: int = 0,
+    tensorboard: bool = False,
     progress: Progress = no_progress,
+    on_epoch: Callable[[EpochLog], None] = no_epoch,
 ) -> Run:
     """Turn labelled images into one verified model file and a report.
 
@@ -68,50 +78,138 @@ def train(
         recipe: a recipe's name, or a recipe.
         settings: changes to the named recipe, such as ``{"input_size_px": 160}``.
         out: run folder; ``runs/`` and the source's name when None.
-        seed: draws splits and folds.
+        seed: draws splits, folds, and all that is random in training.
+        tensorboard: whether a recipe with a gradient loop writes TensorBoard events, too.
         progress: called as the work goes on.
+        on_epoch: called after each epoch of a recipe with a gradient loop.
 
     Raises:
         TellapartError: the images, the recipe or the folder are at fault; its code and hint say how.
     """
     recipe = build_recipe(recipe, settings) if isinstance(recipe, str) else recipe
+    run = UnfinishedRun(source=str(Path(source).resolve()), recipe=recipe, seed=seed)
+    open_dataset(source)  # what is wrong with the folder is said before anything is written
+    with locked_folder(Path(out) if out else default_folder(source)) as folder:
+        begin_run(folder, run)
+        return _train(source, run, folder, tensorboard=tensorboard, progress=progress, on_epoch=on_epoch)
+
+
+def resume(
+    folder: str | Path,
+    *,
+    tensorboard: bool = False,
+    progress: Progress = no_progress,
+    on_epoch: Callable[[EpochLog], None] = no_epoch,
+) -> Run:
+    """Go on with a run that was stopped, as if it had never been: same images, same recipe, same seed.
+
+    Args:
+        folder: the run folder.
+        tensorboard: as in ``train``.
+        progress: as in ``train``.
+        on_epoch: as in ``train``; called for the epochs that lie behind, too.
+
+    Raises:
+        TrainingError: nothing-to-resume, damaged-checkpoint, resume-changed.
+        TellapartError: as ``train``.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise TrainingError("nothing-to-resume", f"there is no run folder {folder}")
+    with locked_folder(folder):
+        run = read_run(folder)
+        return _train(run.source, run, folder, tensorboard=tensorboard, progress=progress, on_epoch=on_epoch)
+
+
+def preview_augmentation(
+    source: str | Path,
+    *,
+    recipe: str | Recipe = "cnn",
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Path:
+    """Write ``augmentation.png`` into the run folder: training images, and what the recipe's augmentation makes of them.
+
+    Arguments are those of ``train``.
+
+    Raises:
+        RecipeError: bad-setting, for a recipe without augmentation.
+        TellapartError: as ``train``.
+    """
+    recipe = build_recipe(recipe, settings) if isinstance(recipe, str) else recipe
+    folder = Path(out) if out else default_folder(source)
+    way = open_way(recipe, folder, on_epoch=no_epoch, tensorboard=False)
+    dataset = way.prepare(check_contents(open_dataset(source), progress), progress)
+    require_enough(dataset)
+    return way.preview(_split(dataset, recipe, seed), seed=seed)
+
+
+def default_folder(source: str | Path) -> Path:
+    """Where a run goes when nobody says."""
+    return Path("runs") / Path(source).resolve().name
+
+
+def _train(
+    source: str | Path,
+    run: UnfinishedRun,
+    folder: Path,
+    *,
+    tensorboard: bool,
+    progress: Progress,
+    on_epoch: Callable[[EpochLog], None],
+) -> Run:
+    """The way of every run, new or gone on with, in a folder that is held."""
     clock = _Clock()
-    dataset = open_dataset(source)
-    with locked_folder(Path(out) if out else Path("runs") / Path(source).resolve().name) as folder:
-        with clock.stage("read"):
-            dataset = check_contents(dataset, progress)
-            require_enough(dataset)
-        with clock.stage("features"):
-            dataset, features = extract_features(dataset, recipe, progress)
-            require_enough(dataset)
-        with clock.stage("fit"):
-            dataset = split(
-                dataset, seed=seed, test_fraction=recipe.test_fraction, calib_fraction=recipe.calib_fraction
-            )
-            fitted = fit(dataset, features, recipe, seed=seed)
-            calibration, conformal = calibrate(fitted, coverage=recipe.coverage)
-        with clock.stage("verify"):
-            model = pack(fitted.to_onnx(calibration), _card(fitted, calibration, conformal, dataset, recipe))
-            part = dataset.used("calib") if fitted.method == "calib" else dataset.used("train")
-            classifier = Classifier(model)
-            verification, answers = verify(classifier, model, part, fitted.probs(part, calibration), progress)
-        with clock.stage("test"):
-            tested, refused = answer(classifier, dataset.used("test"), "testing", progress)
-            dataset = dataset.with_outcome("refused", refused)
-            test = measure_answers(dataset.used("test"), tested)
-        report: dict[str, Any] = {
-            "schema_version": REPORT_VERSION,
-            "test": test,
-            "calibration": {**asdict(calibration), "conformal": asdict(conformal)},
-            "verification": verification,
-            "dataset": describe(dataset),
-            "recipe": {**recipe_settings(recipe), **fitted.details},
-            "seed": seed,
-            "seconds": clock.seconds(),
-        }
-        card = replace(model.card, metrics=test, verification=verification, dataset=report["dataset"])
-        _write_run(folder, model.with_card(card), dataset, answers | tested, recipe, report)
-    return Run(folder=folder, report=report)
+    way = open_way(run.recipe, folder, on_epoch=on_epoch, tensorboard=tensorboard)
+    with clock.stage("read"):
+        dataset = check_contents(open_dataset(source), progress)
+        require_enough(dataset)
+    with clock.stage("features"):
+        dataset = way.prepare(dataset, progress)
+        require_enough(dataset)
+    with clock.stage("fit"):
+        dataset = _split(dataset, way.recipe, run.seed)
+        require_same_images(folder, run, dataset.fingerprint())
+        fitted = way.fit(dataset, seed=run.seed, progress=progress)
+        calibration, conformal = calibrate(fitted, coverage=way.recipe.coverage)
+    with clock.stage("verify"):
+        model = pack(fitted.to_onnx(calibration), _card(fitted, calibration, conformal, dataset, way.recipe))
+        part = dataset.used("calib") if fitted.method == "calib" else dataset.used("train")
+        classifier = Classifier(model)
+        verification, answers = verify(classifier, model, part, fitted.probs(part, calibration), progress)
+    with clock.stage("test"):
+        tested, refused = answer(classifier, dataset.used("test"), "testing", progress)
+        dataset = dataset.with_outcome("refused", refused)
+        test = measure_answers(dataset.used("test"), tested)
+    report: dict[str, Any] = {
+        "schema_version": REPORT_VERSION,
+        "test": test,
+        "calibration": {**asdict(calibration), "conformal": asdict(conformal)},
+        "verification": verification,
+        "dataset": describe(dataset),
+        "recipe": recipe_settings(way.recipe),
+        "fit": fitted.details,
+        "seed": run.seed,
+        "seconds": clock.seconds(),
+    }
+    card = replace(model.card, metrics=test, verification=verification, dataset=report["dataset"])
+    _write_run(folder, model.with_card(card), dataset, answers | tested, way.recipe, report)
+    if not fitted.interrupted:
+        finish_run(folder)
+    return Run(folder=folder, report=report, interrupted=fitted.interrupted)
+
+
+def _split(dataset: Dataset, recipe: Recipe, seed: int) -> Dataset:
+    return split(
+        dataset,
+        seed=seed,
+        test_fraction=recipe.test_fraction,
+        val_fraction=recipe.val_fraction,
+        calib_fraction=recipe.calib_fraction,
+        cross_fit=recipe.cross_fits,
+    )
 
 
 def evaluate(
@@ -158,7 +256,7 @@ def measure_answers(part: Dataset, answers: Answers) -> dict[str, Any]:
 
 def describe(dataset: Dataset) -> dict[str, Any]:
     """What became of every file, as numbers."""
-    splits: tuple[Split, ...] = ("train", "calib", "test")
+    splits: tuple[Split, ...] = ("train", "val", "calib", "test")
     return {
         **asdict(dataset.counts()),
         "reasons": dataset.reasons(),
@@ -169,7 +267,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 
 def _card(
-    fitted: Fitted, calibration: Calibration, conformal: ConformalRule, dataset: Dataset, recipe: ProbeRecipe
+    fitted: Fitted, calibration: Calibration, conformal: ConformalRule, dataset: Dataset, recipe: Recipe
 ) -> ModelCard:
     return ModelCard(
         class_names=dataset.class_names,
@@ -192,7 +290,7 @@ def _write_run(
     model: ModelFile,
     dataset: Dataset,
     answers: Answers,
-    recipe: ProbeRecipe,
+    recipe: Recipe,
     report: Mapping[str, Any],
 ) -> None:
     """Write the run's files, each whole or not at all; the model comes last, so that it never lacks its report."""

@@ -170,6 +170,37 @@ class ModelCard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EpochLog:
+    """One epoch of the gradient loop: a line of ``log.jsonl``. Losses are in nats, accuracies 0-1.
+
+    Attributes:
+        epoch: counted from 1.
+        epochs: of the whole run.
+        running_loss: mean over the epoch's own steps: augmented, smoothed and weighted, while the weights still moved.
+        running_accuracy: over the same steps.
+        train_loss: on a fixed sample of the training images as they are, after the epoch.
+        train_accuracy: on the same sample.
+        val_loss: on the val images as they are; None without any.
+        val_accuracy: on the same images.
+        lr: learning rate of the last step.
+        images_per_s: trained on, without measuring.
+        seconds: trained so far.
+    """
+
+    epoch: int
+    epochs: int
+    running_loss: float
+    running_accuracy: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    lr: float
+    images_per_s: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
     """The answer for one image; or, with the verdict ``error``, why there is none.
 

@@ -3,16 +3,20 @@
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+from zipfile import BadZipFile
 
 import filelock
+import numpy as np
 import platformdirs
+from numpy.typing import NDArray
 
 from tellapart.errors import StorageError
 
@@ -77,6 +81,38 @@ def read_checked(path: Path) -> bytes | None:
         return None
     digest, data = content[:32], content[32:]
     return data if hashlib.sha256(data).digest() == digest else None
+
+
+class ArrayCache:
+    """A folder of shards, each a checked ``.npz`` with arrays of one shape and the content hashes they belong to."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def shards(self) -> Iterator[tuple[list[str], NDArray[Any]]]:
+        """Content hashes and (n, ...) arrays of each shard; a damaged shard is deleted and counts as absent."""
+        for path in sorted(self._folder.glob("*.npz.checked")):
+            data = read_checked(path)
+            if data is None:
+                path.unlink(missing_ok=True)
+                continue
+            try:
+                with np.load(io.BytesIO(data), allow_pickle=False) as found:
+                    shard = [row.tobytes().hex() for row in found["contents"]], found["arrays"]
+            except (BadZipFile, EOFError, KeyError, ValueError):
+                path.unlink(missing_ok=True)
+                continue
+            yield shard
+
+    def add(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write a shard; nothing for no arrays."""
+        if not arrays:
+            return
+        shard = io.BytesIO()
+        raw = b"".join(bytes.fromhex(content) for content in arrays)
+        contents = np.frombuffer(raw, dtype=np.uint8).reshape(-1, 32)
+        np.savez(shard, contents=contents, arrays=np.stack(list(arrays.values())))
+        write_checked(self._folder / f"{sha256(contents.tobytes())[:32]}.npz.checked", shard.getvalue())
 
 
 @contextmanager

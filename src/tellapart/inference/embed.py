@@ -1,9 +1,7 @@
 """Embeddings of image files, each computed once: kept in the cache by the content of the image."""
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +11,7 @@ from tellapart.imaging.decode import DECODE_REVISION
 from tellapart.inference.bundled import Backbone
 from tellapart.inference.engine import OpenVINOEngine, Precision, best_precision, iter_outputs
 from tellapart.records import Preprocess, Progress, no_progress
-from tellapart.storage import cache_folder, read_checked, sha256, write_checked
+from tellapart.storage import ArrayCache, cache_folder, sha256
 
 Embeddings = dict[str, NDArray[np.float32]]
 """(D,) embeddings by content hash."""
@@ -38,8 +36,13 @@ def embed_files(
         The embeddings, and the errors of the images that cannot be decoded, both by content hash.
     """
     precision = best_precision()
-    store = _Store(_cache_folder(backbone, preprocess, precision))
-    embeddings = store.load(files)
+    store = ArrayCache(_cache_folder(backbone, preprocess, precision))
+    embeddings: Embeddings = {
+        content: row
+        for contents, rows in store.shards()
+        for content, row in zip(contents, rows, strict=True)
+        if content in files
+    }
     missing = [content for content in files if content not in embeddings]
     errors: dict[str, ImageError] = {}
     progress("features", len(embeddings), len(files))
@@ -69,40 +72,3 @@ def _cache_folder(backbone: Backbone, preprocess: Preprocess, precision: Precisi
     """One folder for all embeddings that may be compared; anything that changes them is in its name."""
     key = sha256(f"{backbone.sha256} {preprocess} {precision} {DECODE_REVISION}".encode())
     return cache_folder() / "embeddings" / key[:32]
-
-
-class _Store:
-    """A folder of shards, each a checked ``.npz`` with the arrays ``contents`` and ``embeddings``."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def load(self, wanted: Mapping[str, str]) -> Embeddings:
-        """The wanted embeddings that are there; a damaged shard counts as absent."""
-        return {
-            content: embedding
-            for contents, embeddings in self._shards()
-            for content, embedding in zip(contents, embeddings, strict=True)
-            if content in wanted
-        }
-
-    def add(self, embeddings: Embeddings) -> None:
-        if not embeddings:
-            return
-        shard = io.BytesIO()
-        raw = b"".join(bytes.fromhex(content) for content in embeddings)
-        contents = np.frombuffer(raw, dtype=np.uint8).reshape(-1, 32)
-        np.savez(shard, contents=contents, embeddings=np.stack(list(embeddings.values())))
-        write_checked(self.folder / f"{sha256(contents.tobytes())[:32]}.npz.checked", shard.getvalue())
-
-    def _shards(self) -> Iterator[tuple[Sequence[str], NDArray[np.float32]]]:
-        for path in sorted(self.folder.glob("*.npz.checked")):
-            data = read_checked(path)
-            if data is None:
-                path.unlink(missing_ok=True)
-                continue
-            try:
-                with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                    yield [row.tobytes().hex() for row in arrays["contents"]], arrays["embeddings"]
-            except (BadZipFile, EOFError, KeyError, ValueError):
-                path.unlink(missing_ok=True)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from tellapart.errors import ModelError, RecipeError
-from tellapart.inference.bundled import Backbone
 from tellapart.records import Calibration, ConformalRule, ModelCard, Preprocess, Weights
 from tellapart.storage import sha256, write_bytes
 
@@ -33,7 +32,14 @@ _ALLOWED_OPERATORS = frozenset(
         "Flatten",
         "Gemm",
         "GlobalAveragePool",
+        "MatMul",
+        "MaxPool",
+        "Mul",
+        "ReduceMean",
+        "Relu",
+        "Reshape",
         "Softmax",
+        "Sqrt",
         "Sub",
         "Transpose",
     ]
@@ -68,12 +74,17 @@ class ModelFile:
         write_bytes(path, self.onnx_bytes)
 
 
-def compose(backbone: Backbone, head: LinearHead, *, temperature: float) -> onnx.ModelProto:
-    """Put backbone, head and calibration into one graph with the outputs ``probs`` and ``embedding``.
+def compose(trunk: bytes, head: LinearHead, *, temperature: float) -> onnx.ModelProto:
+    """Put a trunk, its head and the calibration into one graph with the outputs ``probs`` and ``embedding``.
 
     The embedding comes before the head, so the file also serves search and clustering.
+
+    Args:
+        trunk: an ONNX model from ``images`` (uint8 [N, S, S, 3]) to ``embedding`` (float32 [N, D]).
+        head: from embeddings to logits.
+        temperature: that logits are divided by.
     """
-    model = onnx.load_model_from_string(backbone.onnx_bytes)
+    model = onnx.load_model_from_string(trunk)
     graph = model.graph
     graph.name = "tellapart"
     constants = {

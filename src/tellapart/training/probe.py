@@ -1,8 +1,9 @@
-"""The probe: logistic regression on frozen features."""
+"""The probe: logistic regression on frozen features, and its way from a Dataset to a fitted model."""
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,16 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
+from tellapart.data.dataset import Dataset
+from tellapart.errors import RecipeError
 from tellapart.evaluation.metrics import IntArray, log_loss
 from tellapart.imaging.pool import map_ordered
+from tellapart.inference.bundled import open_backbone
+from tellapart.inference.embed import Embeddings, embed_files
 from tellapart.inference.model import LinearHead
+from tellapart.records import Progress
+from tellapart.training.recipes import ProbeRecipe
+from tellapart.training.train import Fitted, learning_part
 
 MAX_SEARCH_IMAGES = 5_000
 """The strength is chosen on at most so many images; it hardly moves with more, and the search would."""
@@ -23,6 +31,59 @@ _MAX_ITERATIONS = 500
 _SEARCH_TOLERANCE = 1e-3  # of the gradient; the order of the strengths is settled long before the last digit
 _FINAL_TOLERANCE = 1e-4
 _PATIENCE = 2  # strengths in a row that did not lower the loss
+
+
+class ProbeWay:
+    """Cached features of a pretrained backbone, then a head.
+
+    Args:
+        recipe: backbone, features and strengths.
+    """
+
+    def __init__(self, recipe: ProbeRecipe) -> None:
+        self.recipe = recipe
+        self._backbone = open_backbone(recipe.backbone, recipe.feature_stages)
+        self._embeddings: Embeddings = {}
+
+    def prepare(self, dataset: Dataset, progress: Progress) -> Dataset:
+        """Decode and embed the images to learn from; see ``Way``."""
+        learning = learning_part(dataset)
+        files = dict(zip(learning.contents, learning.paths, strict=True))
+        self._embeddings, errors = embed_files(files, self._backbone, self.recipe.preprocess, progress)
+        refused = {files[content]: (error.code, error.message) for content, error in errors.items()}
+        return dataset.with_outcome("refused", refused)
+
+    def fit(self, dataset: Dataset, *, seed: int, progress: Progress) -> Fitted:  # noqa: ARG002  it takes a second
+        """Fit the head on train; answer the calib images with it, or cross-fit where there are none."""
+        train, calib = dataset.used("train"), dataset.used("calib")
+        matrix = self._matrix(train)
+        probe = fit_probe(
+            matrix, train.labels, strengths=self.recipe.strengths, folds=self.recipe.folds, seed=seed
+        )
+        verified, verified_matrix = (calib, self._matrix(calib)) if len(calib) else (train, matrix)
+        logits = probe.head.logits(verified_matrix)
+        return Fitted(
+            trunk=self._backbone.onnx_bytes,
+            embedding_dim=self._backbone.embedding_dim,
+            head=probe.head,
+            weights=self._backbone.weights,
+            held_out_logits=logits if len(calib) else probe.fold_logits,
+            held_out_labels=calib.labels if len(calib) else train.labels[probe.fold_images],
+            method="calib" if len(calib) else "cross-fit",
+            logits=dict(zip(verified.contents, logits, strict=True)),
+            details={
+                "strength": probe.strength,
+                "search_log_loss": {str(c): loss for c, loss in probe.search.items()},
+            },
+        )
+
+    def preview(self, dataset: Dataset, *, seed: int) -> Path:  # noqa: ARG002  nothing to look at
+        """Raise: nothing is augmented."""
+        hint = "choose a recipe that augments: --recipe cnn"
+        raise RecipeError("bad-setting", f"the recipe {self.recipe.name!r} augments nothing", hint=hint)
+
+    def _matrix(self, dataset: Dataset) -> FloatMatrix:
+        return np.stack([self._embeddings[content] for content in dataset.contents])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,13 +5,26 @@ import json
 import math
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tellapart.errors import RecipeError
 from tellapart.inference.bundled import BUNDLED, LAST_STAGE
+from tellapart.models.layers import parse_layers
+from tellapart.models.normalize import require_normalize
 from tellapart.records import Preprocess, ResizeMode
+from tellapart.training.augment_settings import parse_augment
+
+Optimizer = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["constant", "cosine", "one-cycle"]
+ColorMode = Literal["rgb", "gray"]
+ClassWeights = Literal["none", "balanced"]
+LoopPrecision = Literal["auto", "f32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
+When = Literal["auto", "always", "never"]
+
+TUTORIAL_LAYERS = "conv 5x3, pool 2, conv 32x3, pool 2, flatten, dense 128"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,16 +62,22 @@ class ProbeRecipe:
             raise RecipeError("bad-setting", f"strengths must be above 0 and ascending, got {self.strengths}")
         if self.folds < 2:
             raise RecipeError("bad-setting", f"folds must be at least 2, got {self.folds}")
-        for key, fraction in (("test_fraction", self.test_fraction), ("calib_fraction", self.calib_fraction)):
-            if not 0 < fraction <= 0.5:
-                raise RecipeError("bad-setting", f"{key} must be above 0 and at most 0.5, got {fraction}")
-        if not 0.5 <= self.coverage < 1:
-            raise RecipeError("bad-setting", f"coverage must be at least 0.5 and below 1, got {self.coverage}")
+        _check_parts(self)
 
     @property
     def preprocess(self) -> Preprocess:
         """How images become the model's input."""
         return Preprocess(input_size_px=self.input_size_px, resize=self.resize)
+
+    @property
+    def val_fraction(self) -> float:
+        """None: the strength is chosen by cross-validation inside train."""
+        return 0.0
+
+    @property
+    def cross_fits(self) -> bool:
+        """Whether it can calibrate without images of their own."""
+        return True
 
 
 def probe(
@@ -105,10 +124,210 @@ def probe(
     )
 
 
-RECIPES: Mapping[str, Callable[..., ProbeRecipe]] = MappingProxyType({"probe": probe})
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkRecipe:
+    """A network trained by the gradient loop.
+
+    Attributes:
+        name: the recipe's own.
+        input_size_px: side of the square the model sees; 0 until it is taken from the images.
+        resize: how an image becomes that square: ``squash``, ``crop`` or ``pad``.
+        color: ``rgb``, or ``gray``: the network sees brightness only.
+        normalize: words of Keras' ImageDataGenerator, applied inside the model.
+        layers: the network, without its output layer; empty until it is chosen by the images' size.
+        first_layer_filters: ``learned``, ``sobel``, ``gabor``, ``laplacian``, or a ``.npy`` file to begin from.
+        freeze_first_layer: whether those filters stay as they are.
+        augment: what is done to training images at random.
+        epochs: passes over the training images.
+        batch_size: images a step.
+        optimizer: ``adam``, ``adamw`` or ``sgd``.
+        lr: peak learning rate.
+        schedule: of the learning rate: ``constant``, ``cosine`` or ``one-cycle``.
+        warmup_epochs: epochs of linear rise, for constant and cosine.
+        weight_decay: of kernels and matrices.
+        momentum: of ``sgd``.
+        label_smoothing: share of the target spread over all classes, 0-1.
+        clip_norm: longest gradient, 0 for any.
+        ema_decay: of the averaged weights that are measured and kept, 0 for none.
+        patience: epochs without a lower val loss before it stops, 0 for never.
+        class_weights: ``none``, or ``balanced``: every class counts the same.
+        precision: ``f32``, ``bf16`` or ``auto``.
+        compile: whether PyTorch compiles the network: ``never``, ``always``, or ``auto``: where it pays.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        checkpoint_minutes: longest time between checkpoints; one is written after every epoch anyway.
+        test_fraction: share of the images set aside for testing when there is no test folder, 0-1.
+        val_fraction: share of the rest that chooses the epoch, when there is no val folder; 0 keeps the last epoch.
+        calib_fraction: share of the rest set aside for calibration, 0-1.
+        coverage: share of prediction sets that hold the true class, 0-1.
+    """
+
+    name: str
+    input_size_px: int = 64
+    resize: ResizeMode = "squash"
+    color: ColorMode = "rgb"
+    normalize: str = ""
+    layers: str = TUTORIAL_LAYERS
+    first_layer_filters: str = "learned"
+    freeze_first_layer: bool = False
+    augment: str = "zoom 0.2, flip horizontal"
+    epochs: int = 5
+    batch_size: int = 32
+    optimizer: Optimizer = "adam"
+    lr: float = 1e-3
+    schedule: Schedule = "constant"
+    warmup_epochs: float = 0.0
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    label_smoothing: float = 0.0
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+    patience: int = 0
+    class_weights: ClassWeights = "none"
+    precision: LoopPrecision = "auto"
+    compile: When = "auto"
+    device: Device = "auto"
+    checkpoint_minutes: float = 5.0
+    test_fraction: float = 0.2
+    val_fraction: float = 0.1
+    calib_fraction: float = 0.1
+    coverage: float = 0.95
+
+    def __post_init__(self) -> None:
+        for key, values in _CHOICES.items():
+            if getattr(self, key) not in values:
+                message = f"{key} must be one of {', '.join(values)}, got {getattr(self, key)!r}"
+                raise RecipeError("bad-setting", message)
+        for key, (low, high) in _RANGES.items():
+            if not low <= getattr(self, key) <= high:
+                message = f"{key} must be {low:g} to {high:g}, got {getattr(self, key):g}"
+                raise RecipeError("bad-setting", message)
+        _check_parts(self)
+        parse_augment(self.augment)
+        if self.input_size_px:
+            _ = self.preprocess
+        if self.input_size_px:
+            require_normalize(self.normalize_words, color=self.color, input_size_px=self.input_size_px)
+        if self.input_size_px and self.layers:
+            parse_layers(self.layers, input_size_px=self.input_size_px, channels=self.channels)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How images become the model's input."""
+        return Preprocess(input_size_px=self.input_size_px, resize=self.resize)
+
+    @property
+    def cross_fits(self) -> bool:
+        """Whether it can calibrate without images of their own: not without training again for each fold."""
+        return False
+
+    @property
+    def normalize_words(self) -> tuple[str, ...]:
+        """The words of ``normalize``."""
+        return tuple(word.strip() for word in self.normalize.split(",") if word.strip())
+
+    @property
+    def channels(self) -> int:
+        """What the first layer sees of a pixel."""
+        return 3 if self.color == "rgb" else 1
+
+    def sized(self, image_side_px: int) -> "NetworkRecipe":
+        """The recipe with what was left to the images filled in.
+
+        Args:
+            image_side_px: side of a typical image.
+        """
+        side = self.input_size_px or min(
+            max(_SCRATCH_SIDES), max(min(_SCRATCH_SIDES), 8 * round(image_side_px / 8))
+        )
+        return replace(self, input_size_px=side, layers=self.layers or _scratch_layers(side))
 
 
-def build_recipe(name: str = "probe", settings: Mapping[str, Any] | None = None) -> ProbeRecipe:
+_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "color": get_args(ColorMode),
+        "optimizer": get_args(Optimizer),
+        "schedule": get_args(Schedule),
+        "class_weights": get_args(ClassWeights),
+        "precision": get_args(LoopPrecision),
+        "compile": get_args(When),
+        "device": get_args(Device),
+    }
+)
+_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "epochs": (1, 100_000),
+        "batch_size": (2, 65_536),
+        "lr": (1e-9, 1e3),
+        "warmup_epochs": (0, 1e5),
+        "weight_decay": (0, 10),
+        "momentum": (0, 0.9999),
+        "label_smoothing": (0, 0.9),
+        "clip_norm": (0, 1e9),
+        "ema_decay": (0, 0.99999),
+        "patience": (0, 100_000),
+        "checkpoint_minutes": (0.01, 1e6),
+        "val_fraction": (0, 0.5),
+    }
+)
+_SCRATCH_SIDES = (16, 128)
+
+
+def cnn(**settings: Any) -> NetworkRecipe:
+    """The tutorial's network, trained from scratch: to see how a convolutional network learns.
+
+    Args:
+        settings: fields of ``NetworkRecipe`` that shall differ from the tutorial's.
+
+    Raises:
+        RecipeError: bad-setting.
+    """
+    return NetworkRecipe(name="cnn", **settings)
+
+
+def scratch(**settings: Any) -> NetworkRecipe:
+    """A compact residual network from scratch, sized by the images: for what no pretrained backbone knows.
+
+    Args:
+        settings: fields of ``NetworkRecipe`` that shall differ.
+
+    Raises:
+        RecipeError: bad-setting.
+    """
+    return NetworkRecipe(name="scratch", **{**_SCRATCH, **settings})
+
+
+_SCRATCH: Mapping[str, Any] = MappingProxyType(
+    {
+        "input_size_px": 0,
+        "layers": "",
+        "normalize": "featurewise_center, featurewise_std",
+        "augment": "shift 0.08, rotation 8, zoom 0.1",
+        "epochs": 20,
+        "batch_size": 64,
+        "optimizer": "adamw",
+        "lr": 4e-3,
+        "schedule": "one-cycle",
+        "weight_decay": 0.05,
+        "label_smoothing": 0.1,
+    }
+)
+
+
+def _scratch_layers(side: int) -> str:
+    """Halve the image until about 4 pixels are left, and double the channels."""
+    width = 32
+    words = [f"conv {width}x3 same", "batchnorm"]
+    while side >= 8 and width <= 256:
+        words += ["pool 2", f"residual {width}"]
+        side, width = side // 2, 2 * width
+    return ", ".join([*words, "average"])
+
+
+Recipe = ProbeRecipe | NetworkRecipe
+RECIPES: Mapping[str, Callable[..., Recipe]] = MappingProxyType({"probe": probe, "cnn": cnn, "scratch": scratch})
+
+
+def build_recipe(name: str = "probe", settings: Mapping[str, Any] | None = None) -> Recipe:
     """Build a recipe by name with some settings of one's own.
 
     Args:
@@ -121,7 +340,8 @@ def build_recipe(name: str = "probe", settings: Mapping[str, Any] | None = None)
     if name not in RECIPES:
         raise RecipeError("unknown-recipe", f"there is no recipe {name!r}", hint=f"one of {', '.join(RECIPES)}")
     function = RECIPES[name]
-    defaults: Mapping[str, Any] = function.__kwdefaults__ or {}
+    defaults = recipe_settings(function())
+    del defaults["name"]
     for key in settings or {}:
         if key not in defaults:
             close = difflib.get_close_matches(key, defaults, n=1)
@@ -154,11 +374,20 @@ def _wrong_kind(key: str, value: object, default: object) -> RecipeError:
     return RecipeError("bad-setting", f"{key} must be like {json.dumps(default)}, got {value!r}")
 
 
-def recipe_settings(recipe: ProbeRecipe) -> dict[str, Any]:
+def recipe_settings(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe as plain data."""
     return asdict(recipe)
 
 
-def recipe_toml(recipe: ProbeRecipe) -> str:
+def recipe_toml(recipe: Recipe) -> str:
     """The resolved recipe as TOML. Strings, numbers and lists are written in JSON exactly as in TOML."""
     return "".join(f"{field.name} = {json.dumps(getattr(recipe, field.name))}\n" for field in fields(recipe))
+
+
+def _check_parts(recipe: Recipe) -> None:
+    for key in ("test_fraction", "calib_fraction"):
+        fraction = getattr(recipe, key)
+        if not 0 < fraction <= 0.5:
+            raise RecipeError("bad-setting", f"{key} must be above 0 and at most 0.5, got {fraction}")
+    if not 0.5 <= recipe.coverage < 1:
+        raise RecipeError("bad-setting", f"coverage must be at least 0.5 and below 1, got {recipe.coverage}")

@@ -1,7 +1,10 @@
-"""fit: a recipe's way from images to a fitted model."""
+"""The recipe's way from a Dataset to a fitted model."""
 
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnx
@@ -10,21 +13,11 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from tellapart.data.dataset import Dataset
+from tellapart.errors import TrainingError
 from tellapart.evaluation.metrics import IntArray
-from tellapart.inference.bundled import Backbone, open_backbone
-from tellapart.inference.embed import Embeddings, embed_files
 from tellapart.inference.model import LinearHead, compose
-from tellapart.records import Calibration, Progress, Weights
-from tellapart.training.probe import fit_probe
-from tellapart.training.recipes import ProbeRecipe
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Features:
-    """What a recipe made of the images before any label was looked at."""
-
-    backbone: Backbone
-    embeddings: Embeddings
+from tellapart.records import Calibration, EpochLog, Progress, Weights
+from tellapart.training.recipes import ProbeRecipe, Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,80 +25,94 @@ class Fitted:
     """A model that has seen the training images, not yet calibrated.
 
     Attributes:
+        trunk: an ONNX model from images to embeddings.
+        embedding_dim: D.
+        head: from embeddings to logits.
+        weights: where pretrained weights came from; None for a model trained from scratch.
         held_out_logits: (N, K) logits of images that neither trained nor chose the model.
         held_out_labels: (N,) their class indices.
         method: ``calib`` when those images are a part of their own; ``cross-fit`` when each was answered by a model
             of a fold that did not see it.
+        logits: (K,) logits by content hash of the images that the model file is verified on: calib, or train where there is none.
         details: how the model was chosen, for the report.
+        interrupted: whether training was asked to stop before its end.
     """
 
-    backbone: Backbone
+    trunk: bytes = field(repr=False)
+    embedding_dim: int
     head: LinearHead
-    embeddings: Embeddings = field(repr=False)
+    weights: Weights | None
     held_out_logits: NDArray[np.float32] = field(repr=False)
     held_out_labels: IntArray = field(repr=False)
     method: Literal["calib", "cross-fit"]
+    logits: Mapping[str, NDArray[np.float32]] = field(repr=False)
     details: dict[str, Any]
+    log: tuple[EpochLog, ...] = ()
+    interrupted: bool = False
 
-    @property
-    def embedding_dim(self) -> int:
-        """D."""
-        return self.backbone.embedding_dim
-
-    @property
-    def weights(self) -> Weights:
-        """Where the pretrained weights came from."""
-        return self.backbone.weights
-
-    def probs(self, dataset: Dataset, calibration: Calibration) -> NDArray[np.float64]:
+    def probs(self, part: Dataset, calibration: Calibration) -> NDArray[np.float64]:
         """(N, K) probabilities as the fitted model gives them, without the model file."""
-        logits = self.head.logits(_matrix(self.embeddings, dataset)).astype(np.float64)
+        logits = np.stack([self.logits[content] for content in part.contents]).astype(np.float64)
         probs: NDArray[np.float64] = softmax(logits / calibration.temperature, axis=1)
         return probs
 
     def to_onnx(self, calibration: Calibration) -> onnx.ModelProto:
         """The graph of the model file."""
-        return compose(self.backbone, self.head, temperature=calibration.temperature)
+        return compose(self.trunk, self.head, temperature=calibration.temperature)
 
 
-def extract_features(dataset: Dataset, recipe: ProbeRecipe, progress: Progress) -> tuple[Dataset, Features]:
-    """Decode and embed the images that will not be kept for a test folder's part.
+class Way(Protocol):
+    """How one kind of recipe gets from images to a fitted model."""
 
-    Those stay unread until the finished model file is measured on them.
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe; after ``prepare`` with nothing left open."""
+        ...
 
-    Returns:
-        The dataset with undecodable images refused, and the features of the others.
+    def prepare(self, dataset: Dataset, progress: Progress) -> Dataset:
+        """Read the images of ``learning_part``, before any label is looked at; refuse those that cannot be decoded."""
+        ...
+
+    def fit(self, dataset: Dataset, *, seed: int, progress: Progress) -> Fitted:
+        """Learn from the parts train and, where the recipe chooses by it, val; answer calib."""
+        ...
+
+    def preview(self, dataset: Dataset, *, seed: int) -> Path:
+        """Write a picture of what the recipe's augmentation makes of training images.
+
+        Raises:
+            RecipeError: bad-setting, for a recipe without augmentation.
+        """
+        ...
+
+
+def learning_part(dataset: Dataset) -> Dataset:
+    """The images in use outside a test folder: those stay unread until the finished model file is measured on them."""
+    return dataset.used().where(pl.col("split").is_null() | (pl.col("split") != "test"))
+
+
+def open_way(recipe: Recipe, folder: Path, *, on_epoch: Callable[[EpochLog], None], tensorboard: bool) -> Way:
+    """Pick the way of a recipe. PyTorch is imported here, and only for recipes that need it.
+
+    Args:
+        recipe: what is wanted.
+        folder: the run's own.
+        on_epoch: called after each epoch, where there are any.
+        tensorboard: whether to write TensorBoard events into the folder, too.
+
+    Raises:
+        TrainingError: package-missing.
     """
-    backbone = open_backbone(recipe.backbone, recipe.feature_stages)
-    learning = dataset.used().where(pl.col("split").is_null() | (pl.col("split") != "test"))
-    files = dict(zip(learning.contents, learning.paths, strict=True))
-    embeddings, errors = embed_files(files, backbone, recipe.preprocess, progress)
-    refused = {files[content]: (error.code, error.message) for content, error in errors.items()}
-    return dataset.with_outcome("refused", refused), Features(backbone=backbone, embeddings=embeddings)
+    if isinstance(recipe, ProbeRecipe):
+        from tellapart.training.probe import ProbeWay
 
-
-def fit(dataset: Dataset, features: Features, recipe: ProbeRecipe, *, seed: int) -> Fitted:
-    """Fit the head on train; answer the calib images with it, or cross-fit where there are none."""
-    train, calib = dataset.used("train"), dataset.used("calib")
-    matrix = _matrix(features.embeddings, train)
-    probe = fit_probe(matrix, train.labels, strengths=recipe.strengths, folds=recipe.folds, seed=seed)
-    if len(calib):
-        logits, labels = probe.head.logits(_matrix(features.embeddings, calib)), calib.labels
-    else:
-        logits, labels = probe.fold_logits, train.labels[probe.fold_images]
-    return Fitted(
-        backbone=features.backbone,
-        head=probe.head,
-        embeddings=features.embeddings,
-        held_out_logits=logits,
-        held_out_labels=labels,
-        method="calib" if len(calib) else "cross-fit",
-        details={
-            "strength": probe.strength,
-            "search_log_loss": {str(c): loss for c, loss in probe.search.items()},
-        },
-    )
-
-
-def _matrix(embeddings: Embeddings, dataset: Dataset) -> NDArray[np.float32]:
-    return np.stack([embeddings[content] for content in dataset.contents])
+        return ProbeWay(recipe)
+    # PyTorch's threads wait for each other hundreds of times a second. Spinning meanwhile, as they do unless told otherwise
+    # before they begin, made training eight times slower whenever another program was busy.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        from tellapart.training.gradient import GradientWay
+    except ModuleNotFoundError as error:
+        message = f"the recipe {recipe.name!r} needs PyTorch, and {error.name} is not installed"
+        raise TrainingError("package-missing", message, hint="pip install 'tellapart[train]'") from error
+    return GradientWay(recipe, folder, on_epoch=on_epoch, tensorboard=tensorboard)

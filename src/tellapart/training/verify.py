@@ -1,6 +1,7 @@
 """Verify a composed model file: its own answers, from raw bytes, against the model that was fitted."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -68,14 +69,14 @@ def verify(
         engine = _WithReference(engine, OpenVINOEngine(model.onnx_bytes, input_size_px=size, precision="f32"))
     answers: Answers = {}
     full: list[NDArray[np.float32]] = []
-    outputs = iter_outputs(engine, model.card.preprocess, part.paths)
-    for path, output in zip(part.paths, outputs, strict=True):
-        if isinstance(output, ImageError):
-            hint = "it was there when the run began; leave the images alone until it ends, and train again"
-            raise ImageError(output.code, f"{path} can no longer be read: {output.message}", hint=hint)
-        answers[path] = output["probs"]
-        full.append(output[_REFERENCE] if reduced else output["probs"])
-        progress("verifying", len(answers), len(part))
+    with closing(iter_outputs(engine, model.card.preprocess, part.paths)) as outputs:
+        for path, output in zip(part.paths, outputs, strict=True):
+            if isinstance(output, ImageError):
+                hint = "it was there when the run began; leave the images alone until it ends, and train again"
+                raise ImageError(output.code, f"{path} can no longer be read: {output.message}", hint=hint)
+            answers[path] = output["probs"]
+            full.append(output[_REFERENCE] if reduced else output["probs"])
+            progress("verifying", len(answers), len(part))
     probs = np.stack(list(answers.values()))
     found: dict[str, Any] = {
         "n": len(part),

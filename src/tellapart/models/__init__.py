@@ -1,0 +1,1 @@
+"""Networks: their layers, the PyTorch modules, and the ONNX graphs they become."""

@@ -1,0 +1,233 @@
+"""The gradient loop's way from a Dataset to a fitted model: pixels, network, loop."""
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tellapart.data.cache import PixelTable, decode_files
+from tellapart.data.dataset import Dataset
+from tellapart.errors import ImageError, RecipeError, TrainingError
+from tellapart.imaging.decode import decode_image
+from tellapart.inference.model import LinearHead
+from tellapart.models.filters import first_layer_filters
+from tellapart.models.graph import build_trunk, split_head
+from tellapart.models.layers import Layer, embedding_dim, first_convolution, parse_layers
+from tellapart.models.network import Network, build_network, state_arrays
+from tellapart.models.normalize import InputTransform, fit_transform
+from tellapart.records import EpochLog, Progress
+from tellapart.storage import atomic_file, write_bytes
+from tellapart.training.augment import contact_sheet
+from tellapart.training.augment_settings import parse_augment
+from tellapart.training.checkpoint import CheckpointFolder
+from tellapart.training.curves import describe_fit, draw_curves
+from tellapart.training.loop import LoopData, LoopResult, class_logits, train_network
+from tellapart.training.objective import Classification
+from tellapart.training.recipes import NetworkRecipe
+from tellapart.training.resume import checkpoint_folder
+from tellapart.training.train import Fitted, learning_part
+
+_SIZED_BY_IMAGES = 64
+_SHEET_IMAGES = 8
+
+
+class GradientWay:
+    """Decoded images, a network, and the loop.
+
+    Args:
+        recipe: the network and how it is trained.
+        folder: the run's own; ``log.jsonl``, ``curves.svg`` and ``checkpoint/`` go there.
+        on_epoch: called after each epoch.
+        tensorboard: whether to write TensorBoard events, too.
+
+    Raises:
+        TrainingError: package-missing, when TensorBoard is wanted and absent.
+        RecipeError: bad-setting, when a GPU is wanted and absent.
+    """
+
+    def __init__(
+        self, recipe: NetworkRecipe, folder: Path, *, on_epoch: Callable[[EpochLog], None], tensorboard: bool
+    ) -> None:
+        self.recipe = recipe
+        self._folder = folder
+        self._on_epoch = on_epoch
+        self._events = _open_events(folder) if tensorboard else None
+        self._device = _device(recipe)
+        self._images = PixelTable(pixels=np.empty((0, 8, 8, 3), dtype=np.uint8), rows={})
+
+    def prepare(self, dataset: Dataset, progress: Progress) -> Dataset:
+        """Decode the images to learn from, and size the recipe by them; see ``Way``."""
+        learning = learning_part(dataset)
+        if not (self.recipe.input_size_px and self.recipe.layers):
+            self.recipe = self.recipe.sized(_typical_side_px(learning.paths))
+        files = dict(zip(learning.contents, learning.paths, strict=True))
+        self._images, errors = decode_files(files, self.recipe.preprocess, progress)
+        refused = {files[content]: (error.code, error.message) for content, error in errors.items()}
+        return dataset.with_outcome("refused", refused)
+
+    def fit(self, dataset: Dataset, *, seed: int, progress: Progress) -> Fitted:
+        """Train on train, choose by val, answer calib."""
+        data = self._loop_data(dataset)
+        layers = parse_layers(
+            self.recipe.layers, input_size_px=self.recipe.input_size_px, channels=self.recipe.channels
+        )
+        transform = fit_transform(
+            data.pixels[data.train], color=self.recipe.color, normalize=self.recipe.normalize_words
+        )
+        objective = self._objective(data, len(dataset.class_names))
+        network = self._network(layers, transform, objective, seed)
+        with self._logged() as on_epoch:
+            result = train_network(
+                network,
+                objective,
+                data,
+                self.recipe,
+                seed=seed,
+                checkpoints=CheckpointFolder(checkpoint_folder(self._folder)),
+                progress=progress,
+                on_epoch=on_epoch,
+            )
+        calib = dataset.used("calib")
+        logits = class_logits(network, objective, data.pixels, self._images.indices(calib.contents)).numpy()
+        arrays = state_arrays(network)
+        weight, bias = split_head(arrays, objective.num_outputs)
+        return Fitted(
+            trunk=build_trunk(layers, arrays, transform).SerializeToString(),
+            embedding_dim=embedding_dim(layers),
+            head=LinearHead(weight=weight, bias=bias),
+            weights=None,
+            held_out_logits=logits,
+            held_out_labels=calib.labels,
+            method="calib",
+            logits=dict(zip(calib.contents, logits, strict=True)),
+            details=self._details(result, network),
+            log=tuple(result.log),
+            interrupted=result.interrupted,
+        )
+
+    def preview(self, dataset: Dataset, *, seed: int) -> Path:
+        """Write ``augmentation.png``: some training images, each beside what augmentation makes of it."""
+        rows = self._images.indices(dataset.used("train").contents)
+        chosen = np.random.default_rng(seed).permutation(rows)[:_SHEET_IMAGES]
+        sheet = contact_sheet(self._images.pixels[chosen], parse_augment(self.recipe.augment), seed)
+        path = self._folder / "augmentation.png"
+        with atomic_file(path) as file:
+            Image.fromarray(sheet).save(file, format="PNG")
+        return path
+
+    def _loop_data(self, dataset: Dataset) -> LoopData:
+        train, val = dataset.used("train"), dataset.used("val")
+        labels = np.full(len(self._images.rows), -1, dtype=np.int64)
+        names = [""] * len(labels)
+        for part in (train, val):
+            rows = self._images.indices(part.contents)
+            labels[rows] = part.labels
+            for row, path in zip(rows, part.paths, strict=True):
+                names[row] = path
+        return LoopData(
+            pixels=self._images.pixels,
+            labels=labels,
+            names=names,
+            train=self._images.indices(train.contents),
+            val=self._images.indices(val.contents),
+        )
+
+    def _objective(self, data: LoopData, num_classes: int) -> Classification:
+        weights = torch.ones(num_classes)
+        if self.recipe.class_weights == "balanced":
+            counts = np.bincount(data.labels[data.train], minlength=num_classes)
+            weights = torch.from_numpy((len(data.train) / (num_classes * counts)).astype(np.float32))
+        return Classification(class_weights=weights.to(self._device), label_smoothing=self.recipe.label_smoothing)
+
+    def _network(
+        self, layers: Sequence[Layer], transform: InputTransform, objective: Classification, seed: int
+    ) -> Network:
+        spec, filters = self.recipe.first_layer_filters, None
+        if spec != "learned":
+            first = first_convolution(layers)
+            filters = first_layer_filters(
+                spec, filters=first.units, size=first.size, channels=self.recipe.channels
+            )
+        return build_network(
+            layers,
+            transform,
+            outputs=objective.num_outputs,
+            seed=seed,
+            first_filters=filters,
+            freeze_first=self.recipe.freeze_first_layer,
+        ).to(self._device)
+
+    @contextmanager
+    def _logged(self) -> Iterator[Callable[[EpochLog], None]]:
+        """Write each epoch to ``log.jsonl``, ``curves.svg`` and TensorBoard before passing it on."""
+        log: list[EpochLog] = []
+
+        def on_epoch(entry: EpochLog) -> None:
+            log.append(entry)
+            lines = "".join(json.dumps(asdict(line)) + "\n" for line in log)
+            write_bytes(self._folder / "log.jsonl", lines.encode())
+            write_bytes(self._folder / "curves.svg", draw_curves(log).encode())
+            if self._events is not None:
+                for name, value in asdict(entry).items():
+                    if value is not None:
+                        self._events.add_scalar(name, value, entry.epoch)
+            self._on_epoch(entry)
+
+        try:
+            yield on_epoch
+        finally:
+            if self._events is not None:
+                self._events.close()
+
+    def _details(self, result: LoopResult, network: Network) -> dict[str, Any]:
+        return {
+            "device": self._device.type,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "best_epoch": result.best_epoch,
+            "epochs_trained": len(result.log),
+            "training_seconds": round(result.seconds, 3),
+            "interrupted": result.interrupted,
+            "verdict": describe_fit(result.log),
+            "log": [asdict(entry) for entry in result.log],
+        }
+
+
+def _device(recipe: NetworkRecipe) -> torch.device:
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(
+            "bad-setting", "device=cuda, but PyTorch finds no GPU", hint="leave it out: --set device=auto"
+        )
+    wants_gpu = recipe.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if wants_gpu else "cpu")
+
+
+def _open_events(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        message = "TensorBoard events were asked for, and the package tensorboard is not installed"
+        raise TrainingError(
+            "package-missing", message, hint="pip install tensorboard, or leave --tensorboard out"
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def _typical_side_px(paths: Sequence[str]) -> int:
+    """Side of a square with as many pixels as the middle one of some images."""
+    sides = []
+    for path in random.Random(0).sample(list(paths), len(paths)):  # noqa: S311  a sample, not a secret
+        try:
+            height, width = decode_image(path).shape[:2]
+        except ImageError:
+            continue
+        sides.append((height * width) ** 0.5)
+        if len(sides) == _SIZED_BY_IMAGES:
+            break
+    return round(float(np.median(sides))) if sides else 64

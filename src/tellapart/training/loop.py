@@ -1,0 +1,417 @@
+"""The one gradient loop: every recipe that trains a network differs by its network, its objective and its settings only."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tellapart.errors import TrainingError
+from tellapart.imaging.decode import Pixels
+from tellapart.records import EpochLog, Progress
+from tellapart.training.augment import augment, draw, mix_targets
+from tellapart.training.augment_settings import AugmentSettings, parse_augment
+from tellapart.training.checkpoint import Checkpoint, CheckpointFolder
+from tellapart.training.objective import Classification
+from tellapart.training.optim import AveragedWeights, Optimizer, lr_factor
+from tellapart.training.recipes import NetworkRecipe
+
+EVALUATION_BATCH_SIZE = 256
+MAX_TRAIN_SAMPLE = 1_000
+"""Training images that are measured after each epoch without augmentation: always the same."""
+
+_COMPILE_PAYS_SECONDS = (
+    300.0  # what must be left of a run on a GPU before compiling, which takes up to a minute, pays
+)
+
+IndexArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopData:
+    """Images and labels for the loop.
+
+    Attributes:
+        pixels: (N, S, S, 3) uint8.
+        labels: (N,) class indices in 0..K-1.
+        names: N file names, for messages.
+        train: (n,) rows that teach.
+        val: (m,) rows that choose; may be none.
+    """
+
+    pixels: Pixels = field(repr=False)
+    labels: IndexArray = field(repr=False)
+    names: list[str] = field(repr=False)
+    train: IndexArray
+    val: IndexArray
+
+
+@dataclass(kw_only=True)
+class _Position:
+    """Where a run is: everything but the tensors. Saved with each checkpoint."""
+
+    epoch: int = 0  # epochs that are complete
+    step: int = 0  # steps of the current epoch that are complete
+    loss_sum: float = 0.0  # over the images of this epoch
+    correct_sum: float = 0.0
+    epoch_seconds: float = 0.0
+    run_seconds: float = 0.0
+    best_loss: float | None = None
+    best_epoch: int = 0
+    log: list[dict[str, Any]] = field(default_factory=list)
+    averaged_steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopResult:
+    """How a run ended; the network holds the kept weights.
+
+    Attributes:
+        log: one entry for each complete epoch.
+        best_epoch: the epoch whose weights were kept, counted from 1; 0 when none was completed.
+        interrupted: whether it was asked to stop before its end.
+    """
+
+    log: list[EpochLog]
+    best_epoch: int
+    interrupted: bool
+    seconds: float
+
+
+def train_network(
+    network: nn.Module,
+    objective: Classification,
+    data: LoopData,
+    recipe: NetworkRecipe,
+    *,
+    seed: int,
+    checkpoints: CheckpointFolder,
+    progress: Progress,
+    on_epoch: Callable[[EpochLog], None],
+) -> LoopResult:
+    """Train a network, or go on from its checkpoint; on a CPU both end with the same bits.
+
+    Everything random is drawn from the seed and the step's own number, so there is no random state to lose. The first Ctrl-C
+    ends the run after the step that is under way, with a checkpoint; the second raises KeyboardInterrupt at once.
+
+    Args:
+        network: from (B, 3, S, S) float32 in 0-1 to a dict with ``logits`` (B, outputs); on the device it trains on.
+        objective: gives targets and loss.
+        data: train and val images. Val images are never augmented.
+        recipe: epochs, batch size, optimiser, schedule and all else.
+        seed: draws order, augmentation and dropout.
+        checkpoints: read first; written after each epoch, every ``checkpoint_minutes`` and when interrupted.
+        progress: called after each step with the number of images seen.
+        on_epoch: called after each epoch; on going on, also for those that lie behind.
+
+    Returns:
+        The log. The network holds the weights of the epoch with the lowest val loss, or of the last without val images.
+
+    Raises:
+        TrainingError: loss-not-finite, damaged-checkpoint.
+        StorageError: a checkpoint cannot be written; the last one is intact.
+    """
+    with torch.random.fork_rng(), stop_requests() as stop_requested:
+        run = _Run(network, objective, data, recipe, seed)
+        run.restore(checkpoints.load())
+        for entry in run.log:
+            on_epoch(entry)
+        last_save = time.monotonic()
+        while not run.finished and not stop_requested():
+            ended = run.step(progress)
+            if ended is not None:
+                on_epoch(ended)
+            if ended is not None or time.monotonic() - last_save > 60 * recipe.checkpoint_minutes:
+                checkpoints.save(run.checkpoint())
+                last_save = time.monotonic()
+        interrupted = not run.finished
+        if interrupted:
+            checkpoints.save(run.checkpoint())
+        run.keep_best()
+    return LoopResult(
+        log=run.log, best_epoch=run.position.best_epoch, interrupted=interrupted, seconds=run.position.run_seconds
+    )
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a request; the second is a KeyboardInterrupt again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may handle signals
+        return
+    requested = threading.Event()
+    former = signal.getsignal(signal.SIGINT)
+
+    def request(_signal: int, _frame: object) -> None:
+        requested.set()
+        signal.signal(signal.SIGINT, former)
+
+    signal.signal(signal.SIGINT, request)
+    try:
+        yield requested.is_set
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+class _Run:
+    """A run under way: network, optimiser, averages, position."""
+
+    def __init__(
+        self, network: nn.Module, objective: Classification, data: LoopData, recipe: NetworkRecipe, seed: int
+    ) -> None:
+        self._network = network.to(memory_format=torch.channels_last)
+        self._device = next(network.parameters()).device
+        self._objective = objective
+        self._data = data
+        self._recipe = recipe
+        self._augment: AugmentSettings = parse_augment(recipe.augment)
+        self._seed = seed
+        self._optimizer = Optimizer(network, recipe)
+        self._average = AveragedWeights(network, recipe.ema_decay) if recipe.ema_decay else None
+        self._best: dict[str, Tensor] = {}
+        self._forward: Callable[[Tensor], Mapping[str, Tensor]] = self._network
+        self._precision = _autocast_dtype(recipe, self._device)
+        rng = np.random.default_rng([seed, 0])
+        self._sample = rng.permutation(data.train)[:MAX_TRAIN_SAMPLE]
+        self._batches = _batch_starts(len(data.train), recipe.batch_size)
+        self._order: IndexArray | None = None
+        self.position = _Position()
+
+    @property
+    def log(self) -> list[EpochLog]:
+        """The epochs that are complete."""
+        return [EpochLog(**entry) for entry in self.position.log]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are complete, or val has not improved for long enough."""
+        position, patience = self.position, self._recipe.patience
+        waited = position.epoch - position.best_epoch if position.best_epoch else 0
+        return position.epoch >= self._recipe.epochs or bool(
+            patience and len(self._data.val) and waited >= patience
+        )
+
+    def step(self, progress: Progress) -> EpochLog | None:
+        """Learn from one batch; returns the log's entry if an epoch ended with it."""
+        start = time.perf_counter()
+        position = self.position
+        rows = self._rows(position.step)
+        images, targets = self._batch(rows)
+        torch.manual_seed(_step_seed(self._seed, position.epoch, position.step))  # for dropout
+        self._network.train()
+        with torch.autocast(self._device.type, dtype=self._precision, enabled=self._precision is not None):
+            logits = self._forward(images)["logits"]
+        loss = self._objective.loss(logits, targets)
+        value = loss.item()
+        if not math.isfinite(value):
+            names = ", ".join(self._data.names[row] for row in rows)
+            raise _not_finite(value, f"at step {position.step + 1} of epoch {position.epoch + 1}, with {names}")
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self._recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self._network.parameters(), self._recipe.clip_norm)
+        self._optimizer.step(self._lr(position.step))
+        if self._average:
+            self._average.update(self._network)
+        classes = self._objective.class_logits(logits.detach()).argmax(dim=1)
+        position.loss_sum += value * len(rows)
+        position.correct_sum += float((classes == targets.argmax(dim=1)).sum())
+        position.step += 1
+        seconds = time.perf_counter() - start
+        position.epoch_seconds += seconds
+        position.run_seconds += seconds
+        seen = position.epoch * len(self._data.train) + self._batches[position.step]
+        progress("training", seen, self._recipe.epochs * len(self._data.train))
+        return self._end_epoch() if position.step == len(self._batches) - 1 else None
+
+    def _rows(self, step: int) -> IndexArray:
+        """The rows of a step's batch; each epoch has an order of its own.
+
+        They are not sorted: where an image lies in the table depends on the cache, and the course of a run must not.
+        """
+        if self._order is None:
+            self._order = np.random.default_rng([self._seed, 1, self.position.epoch]).permutation(self._data.train)
+        return self._order[self._batches[step] : self._batches[step + 1]]
+
+    def _batch(self, rows: IndexArray) -> tuple[Tensor, Tensor]:
+        """(B, 3, S, S) augmented images in 0-1 and (B, K) targets."""
+        draws = draw(
+            self._augment,
+            len(rows),
+            np.random.default_rng([self._seed, 2, self.position.epoch, self.position.step]),
+        )
+        images = augment(self._images(rows), draws, self._augment)
+        labels = torch.from_numpy(self._data.labels[rows]).to(self._device)
+        return images, mix_targets(self._objective.targets(labels), draws)
+
+    def _images(self, rows: IndexArray) -> Tensor:
+        pixels = torch.from_numpy(self._data.pixels[rows]).to(self._device, non_blocking=True)
+        return pixels.permute(0, 3, 1, 2).float().div_(255)  # channels last in memory, as they were
+
+    def _lr(self, step: int) -> float:
+        """The learning rate of a step of the current epoch."""
+        per_epoch = len(self._batches) - 1
+        return self._recipe.lr * lr_factor(
+            self.position.epoch * per_epoch + step,
+            self._recipe.epochs * per_epoch,
+            schedule=self._recipe.schedule,
+            warmup_steps=round(self._recipe.warmup_epochs * per_epoch),
+        )
+
+    def _end_epoch(self) -> EpochLog:
+        position, n = self.position, len(self._data.train)
+        lr = self._lr(position.step - 1)
+        position.epoch += 1
+        self._order = None
+        with self._measured_weights():
+            train_loss, train_accuracy = self._measure(self._sample)
+            val_loss, val_accuracy = self._measure(self._data.val) if len(self._data.val) else (None, None)
+            self._remember(val_loss)
+        entry = EpochLog(
+            epoch=position.epoch,
+            epochs=self._recipe.epochs,
+            running_loss=position.loss_sum / n,
+            running_accuracy=position.correct_sum / n,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            lr=lr,
+            images_per_s=n / position.epoch_seconds,
+            seconds=position.run_seconds,
+        )
+        position.log.append(asdict(entry))
+        self._compile_if_it_pays(position.epoch_seconds)
+        position.step, position.loss_sum, position.correct_sum, position.epoch_seconds = 0, 0.0, 0.0, 0.0
+        return entry
+
+    def _remember(self, val_loss: float | None) -> None:
+        """Keep the weights that are measured now if val finds them best; without val the newest."""
+        position = self.position
+        if val_loss is None or position.best_loss is None or val_loss < position.best_loss:
+            position.best_loss, position.best_epoch = val_loss, position.epoch
+            self._best = {name: value.detach().clone() for name, value in self._network.state_dict().items()}
+
+    def keep_best(self) -> None:
+        """Put the best weights into the network; before the end of the first epoch, those of the moment."""
+        if self._best:
+            self._network.load_state_dict(self._best)
+        elif self._average:
+            self._network.load_state_dict(self._average.state)
+
+    @contextmanager
+    def _measured_weights(self) -> Iterator[None]:
+        """The network with its averaged weights, where there are any."""
+        if self._average is None:
+            yield
+            return
+        own = {name: value.detach().clone() for name, value in self._network.state_dict().items()}
+        self._network.load_state_dict(self._average.state)
+        try:
+            yield
+        finally:
+            self._network.load_state_dict(own)
+
+    def _measure(self, rows: IndexArray) -> tuple[float, float]:
+        """Mean log loss in nats and accuracy, without augmentation, smoothing or weights.
+
+        Raises:
+            TrainingError: loss-not-finite: the last step broke the weights, and they must not be kept.
+        """
+        logits = class_logits(self._network, self._objective, self._data.pixels, rows)
+        labels = torch.from_numpy(self._data.labels[rows])
+        loss = nn.functional.cross_entropy(logits, labels).item()
+        if not math.isfinite(loss):
+            raise _not_finite(loss, f"after the last step of epoch {self.position.epoch}")
+        return loss, float((logits.argmax(dim=1) == labels).float().mean())
+
+    def _compile_if_it_pays(self, epoch_seconds: float) -> None:
+        """After the first epoch its length is known. On a CPU compiling was never measured to pay: docs/experiments.md."""
+        left = (self._recipe.epochs - self.position.epoch) * epoch_seconds
+        wanted = self._recipe.compile == "always" or (
+            self._recipe.compile == "auto" and self._device.type == "cuda" and left > _COMPILE_PAYS_SECONDS
+        )
+        if wanted and self._forward is self._network:
+            self._forward = torch.compile(self._network)
+
+    def checkpoint(self) -> Checkpoint:
+        """This moment."""
+        tensors = {f"network.{name}": value for name, value in self._network.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self._best.items()}
+        tensors |= {f"optimizer.{name}": value for name, value in self._optimizer.state.items()}
+        if self._average:
+            tensors |= {f"average.{name}": value for name, value in self._average.state.items()}
+            self.position.averaged_steps = self._average.steps
+        return Checkpoint(tensors=tensors, state={"position": asdict(self.position)})
+
+    def restore(self, checkpoint: Checkpoint | None) -> None:
+        """Go back to a moment; to the beginning without one.
+
+        Raises:
+            TrainingError: damaged-checkpoint, when it belongs to another network.
+        """
+        if checkpoint is None:
+            return
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "optimizer": {}, "average": {}}
+        try:
+            for name, value in checkpoint.tensors.items():
+                part, _, rest = name.partition(".")
+                parts[part][rest] = value
+            self.position = _Position(**checkpoint.state["position"])
+            self._network.load_state_dict(parts["network"])
+            self._best = {name: value.to(self._device) for name, value in parts["best"].items()}
+            if self._average:
+                self._average.steps = self.position.averaged_steps
+                for name, value in parts["average"].items():
+                    self._average.state[name].copy_(value)
+            for name, value in parts["optimizer"].items():
+                self._optimizer.state[name].copy_(value)
+        except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            hint = "delete the run folder's checkpoint folder and train again"
+            raise TrainingError("damaged-checkpoint", f"it is of another run: {error}", hint=hint) from error
+
+
+@torch.no_grad()
+def class_logits(network: nn.Module, objective: Classification, pixels: Pixels, rows: IndexArray) -> Tensor:
+    """(n, K) float32 logits of images as they are, on the CPU; the network is left in evaluation mode."""
+    network.eval()
+    device = next(network.parameters()).device
+    parts = []
+    for start in range(0, len(rows), EVALUATION_BATCH_SIZE):
+        batch = torch.from_numpy(pixels[rows[start : start + EVALUATION_BATCH_SIZE]]).to(device)
+        images = batch.permute(0, 3, 1, 2).float().div_(255)
+        parts.append(objective.class_logits(network(images)["logits"]).cpu())
+    return torch.cat(parts) if parts else torch.zeros(0, objective.num_classes)
+
+
+def _not_finite(loss: float, when: str) -> TrainingError:
+    hint = "try a smaller learning rate: --set lr=... or --set clip_norm=1"
+    return TrainingError("loss-not-finite", f"the loss became {loss} {when}", hint=hint)
+
+
+def _step_seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _batch_starts(images: int, batch_size: int) -> list[int]:
+    """Where batches begin, and the end. A last batch of one joins the one before: batch norm cannot learn from one image."""
+    starts = [*range(0, images, batch_size), images]
+    if len(starts) > 2 and starts[-1] - starts[-2] == 1:
+        del starts[-2]
+    return starts
+
+
+def _autocast_dtype(recipe: NetworkRecipe, device: torch.device) -> torch.dtype | None:
+    """Bfloat16 where asked for, or where it was measured to be faster: on a GPU that computes in it."""
+    if recipe.precision == "bf16":
+        return torch.bfloat16
+    if recipe.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return None

@@ -1,0 +1,118 @@
+"""An unfinished run: what it was about, so that it can go on."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from tellapart.errors import TellapartError, TrainingError
+from tellapart.storage import write_json
+from tellapart.training.recipes import NetworkRecipe, Recipe, build_recipe, recipe_settings
+
+STATE_FILE = "state.json"
+"""Name of the file in a run's checkpoint folder without which nothing has been learned yet."""
+
+_RUN_FILE = "run.json"
+_TEMPORARY_FILES = f".*.{'[0-9a-f]' * 12}.tmp"  # as storage.atomic_file names them
+
+
+def checkpoint_folder(folder: Path) -> Path:
+    """Where a run keeps its checkpoint."""
+    return folder / "checkpoint"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnfinishedRun:
+    """A run that was begun and has not come to its end.
+
+    Attributes:
+        source: where its images are.
+        recipe: as it was asked for.
+        seed: of its splits and all else.
+        fingerprint: of the dataset after the split; empty until then.
+    """
+
+    source: str
+    recipe: Recipe
+    seed: int
+    fingerprint: str = ""
+
+
+def begin_run(folder: Path, run: UnfinishedRun) -> None:
+    """Note what a run is about before it begins; recipes without a gradient loop have nothing to go on from.
+
+    Raises:
+        TrainingError: unfinished-run, when the folder holds another one that has learned something. One that ended before its
+            first checkpoint, because a setting was wrong or an image missing, is in nobody's way.
+    """
+    if all((checkpoint_folder(folder) / name).exists() for name in (_RUN_FILE, STATE_FILE)):
+        message = f"{folder} holds an unfinished run, which a new one would destroy"
+        hint = (
+            f"go on with: tellapart train --resume {folder}; or begin anew in another folder with --out, "
+            f"or after deleting {checkpoint_folder(folder)}"
+        )
+        raise TrainingError("unfinished-run", message, hint=hint)
+    _clear(folder)
+    if isinstance(run.recipe, NetworkRecipe):
+        _write(folder, run)
+
+
+def read_run(folder: Path) -> UnfinishedRun:
+    """Read what the unfinished run in a folder is about.
+
+    Raises:
+        TrainingError: nothing-to-resume, damaged-checkpoint.
+    """
+    path = checkpoint_folder(folder) / _RUN_FILE
+    try:
+        document = json.loads(path.read_bytes())
+        settings = document["settings"]
+        recipe = build_recipe(settings.pop("name"), settings)
+        return UnfinishedRun(
+            source=document["source"], recipe=recipe, seed=document["seed"], fingerprint=document["fingerprint"]
+        )
+    except FileNotFoundError as error:
+        message = f"{folder} holds no unfinished run"
+        raise TrainingError("nothing-to-resume", message, hint="begin one with: tellapart train FOLDER") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, TellapartError) as error:
+        hint = f"delete the folder {checkpoint_folder(folder)} and train again"
+        raise TrainingError("damaged-checkpoint", f"{path}: {error}", hint=hint) from error
+
+
+def require_same_images(folder: Path, run: UnfinishedRun, fingerprint: str) -> None:
+    """Note the images of a run once they are known; on going on, raise unless they are the same.
+
+    Raises:
+        TrainingError: resume-changed.
+    """
+    if not isinstance(run.recipe, NetworkRecipe):
+        return
+    if not run.fingerprint:
+        _write(folder, UnfinishedRun(source=run.source, recipe=run.recipe, seed=run.seed, fingerprint=fingerprint))
+    elif run.fingerprint != fingerprint:
+        message = f"the images in {run.source} are not those that the run in {folder} began with"
+        hint = f"bring them back, or train anew in another folder: tellapart train {run.source} --out FOLDER"
+        raise TrainingError("resume-changed", message, hint=hint)
+
+
+def finish_run(folder: Path) -> None:
+    """Delete the checkpoint of a run that has come to its end; the note goes first, so that no half is taken for a run."""
+    (checkpoint_folder(folder) / _RUN_FILE).unlink(missing_ok=True)
+    _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Delete what is left of a checkpoint, and the temporary files of processes that were killed while writing."""
+    shutil.rmtree(checkpoint_folder(folder), ignore_errors=True)
+    for path in folder.glob(_TEMPORARY_FILES):
+        path.unlink(missing_ok=True)
+
+
+def _write(folder: Path, run: UnfinishedRun) -> None:
+    document = {
+        "source": run.source,
+        "settings": recipe_settings(run.recipe),
+        "seed": run.seed,
+        "fingerprint": run.fingerprint,
+    }
+    write_json(checkpoint_folder(folder) / _RUN_FILE, document)
