@@ -7,7 +7,7 @@ from typing import Literal
 
 from tellapart.errors import RecipeError
 
-Task = Literal["classification"]
+Task = Literal["classification", "multilabel"]
 ResizeMode = Literal["squash", "crop", "pad"]
 Verdict = Literal["sure", "unsure", "unfamiliar", "error"]
 

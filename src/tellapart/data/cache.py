@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.errors import ImageError
-from tellapart.imaging.decode import DECODE_REVISION, Pixels
+from tellapart.imaging.decode import DECODE_REVISION, Pixels, StoredImage
 from tellapart.imaging.pool import batched, map_ordered
 from tellapart.imaging.preprocess import load_input
 from tellapart.records import Preprocess, Progress, no_progress
@@ -39,14 +39,14 @@ class PixelTable:
 
 
 def decode_files(
-    files: Mapping[str, str], preprocess: Preprocess, progress: Progress = no_progress
+    files: Mapping[str, str | StoredImage], preprocess: Preprocess, progress: Progress = no_progress
 ) -> tuple[PixelTable, dict[str, ImageError]]:
     """Decode image files to the model's input size, or take them from the cache.
 
     What was decoded is in the cache when this function is left, by the end, an error or Ctrl-C.
 
     Args:
-        files: a path for each content hash.
+        files: what to read, for each content hash.
         preprocess: how an image becomes the model's input, of side S.
         progress: called with the number of images done, cached ones included.
 
@@ -70,7 +70,7 @@ def decode_files(
 
 
 def _decode_missing(
-    files: Mapping[str, str],
+    files: Mapping[str, str | StoredImage],
     missing: list[str],
     preprocess: Preprocess,
     cache: ArrayCache,
@@ -104,9 +104,9 @@ def _decode_missing(
     return errors
 
 
-def _load(path: str, preprocess: Preprocess) -> Pixels | ImageError:
+def _load(image: str | StoredImage, preprocess: Preprocess) -> Pixels | ImageError:
     try:
-        return load_input(path, preprocess)
+        return load_input(image, preprocess)
     except ImageError as error:
         return error
 

@@ -7,7 +7,7 @@ import polars as pl
 
 from tellapart.data.dataset import Dataset
 from tellapart.errors import DataError, ImageError
-from tellapart.imaging.decode import identify, read_image_bytes
+from tellapart.imaging.decode import StoredImage, identify, read_image_bytes
 from tellapart.imaging.pool import batched, map_ordered
 from tellapart.records import Progress, no_progress
 from tellapart.storage import sha256
@@ -31,7 +31,8 @@ def check_contents(dataset: Dataset, progress: Progress = no_progress) -> Datase
     used = dataset.used()
     contents: dict[str, str] = {}
     refused: dict[str, tuple[str, str]] = {}
-    for batch in map_ordered(_read_all, batched(used.paths, 32)):
+    named = zip(used.paths, used.images, strict=True)
+    for batch in map_ordered(_read_all, batched(named, 32)):
         for path, digest, error in batch:
             if error is None:
                 contents[path] = digest
@@ -67,13 +68,13 @@ def require_enough(dataset: Dataset) -> None:
             raise DataError("too-few-images", message, hint=f"add images to the folder {name!r}")
 
 
-def _read_all(paths: list[str]) -> list[tuple[str, str, ImageError | None]]:
-    return [_read(path) for path in paths]
+def _read_all(named: list[tuple[str, str | StoredImage]]) -> list[tuple[str, str, ImageError | None]]:
+    return [_read(path, image) for path, image in named]
 
 
-def _read(path: str) -> tuple[str, str, ImageError | None]:
+def _read(path: str, image: str | StoredImage) -> tuple[str, str, ImageError | None]:
     try:
-        data = read_image_bytes(path)
+        data = read_image_bytes(image)
         identify(data)
     except ImageError as error:
         return path, "", error

@@ -1,6 +1,7 @@
 """Dataset: one row for every file that was seen, and what became of it."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -8,7 +9,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tellapart.records import Counts
+from tellapart.imaging.decode import StoredImage
+from tellapart.records import Counts, Task
 from tellapart.storage import atomic_file, sha256
 
 Split = Literal["train", "val", "calib", "test"]
@@ -16,13 +18,17 @@ Status = Literal["used", "refused", "duplicate", "skipped"]
 
 SCHEMA = pl.Schema(
     {
-        "path": pl.String,  # as opened: the source's folder, then the way down
-        "label": pl.String,  # class name; null outside class folders
-        "split": pl.String,  # train, val, calib or test; null until split, and for what is not used
-        "status": pl.String,  # used, refused, duplicate or skipped
-        "reason": pl.String,  # error code or skip rule; empty for what is used
-        "detail": pl.String,  # the same in words; for a duplicate, the path that is kept
-        "content": pl.String,  # SHA-256 of the file's bytes; null until read
+        "path": pl.String(),  # as opened: the source's folder, then the way down
+        "label": pl.String(),  # class name; null outside class folders and for several labels an image
+        "labels": pl.List(
+            pl.String
+        ),  # of an image that may have several or none; null where there is one class an image
+        "group": pl.String(),  # images of one group (patient, place, video) lie on one side of every split; null without groups
+        "split": pl.String(),  # train, val, calib or test; null until split, and for what is not used
+        "status": pl.String(),  # used, refused, duplicate or skipped
+        "reason": pl.String(),  # error code or skip rule; empty for what is used
+        "detail": pl.String(),  # the same in words; for a duplicate, the path that is kept
+        "content": pl.String(),  # SHA-256 of the file's bytes; null until read
     }
 )
 
@@ -35,11 +41,15 @@ class Dataset:
         table: one row a file, columns as in ``SCHEMA``, in the order the files were found.
         class_names: K names in natural order; a label's index is its place here.
         root: the folder the paths begin with.
+        stored: images that lie inside other files, by path.
+        task: ``classification``, or ``multilabel``: any number of labels an image.
     """
 
     table: pl.DataFrame
     class_names: tuple[str, ...]
     root: Path
+    stored: Mapping[str, StoredImage] = field(default_factory=dict, repr=False)
+    task: Task = "classification"
 
     def __post_init__(self) -> None:
         if self.table.schema != SCHEMA:
@@ -52,6 +62,11 @@ class Dataset:
     def paths(self) -> list[str]:
         """Paths, in order."""
         return self.table["path"].to_list()
+
+    @property
+    def images(self) -> list[str | StoredImage]:
+        """What to read the images from, in order: paths, or their places inside other files."""
+        return [self.stored.get(path, path) for path in self.paths]
 
     @property
     def contents(self) -> list[str]:
@@ -75,7 +90,7 @@ class Dataset:
 
     def with_columns(self, *columns: pl.Expr | pl.Series) -> "Dataset":
         """The same files with columns replaced."""
-        return replace(self, table=self.table.with_columns(*columns))
+        return replace(self, table=self.table.with_columns(*columns).cast(SCHEMA))
 
     def with_outcome(self, status: Status, outcomes: dict[str, tuple[str, str]]) -> "Dataset":
         """Take files out of use.
@@ -126,7 +141,8 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """SHA-256 over labels, splits and contents of the images in use, whatever their names and order."""
-        rows = self.used().table.select("content", "label", "split").sort(pl.all())
+        label = pl.coalesce("label", pl.col("labels").list.sort().list.join("\n"))
+        rows = self.used().table.select("content", label, "split").sort(pl.all())
         return sha256("\n".join(map("|".join, rows.fill_null("").iter_rows())).encode())
 
     def write_parquet(self, path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pillow_heif
@@ -94,8 +95,23 @@ class DecodeLimits:
 DEFAULT_LIMITS = DecodeLimits()
 
 
+class StoredImage(Protocol):
+    """The file of an image inside another file: a member of an archive, a cell of a table."""
+
+    def read_bytes(self, limits: DecodeLimits) -> bytes:
+        """The encoded image.
+
+        Raises:
+            ImageError: it cannot be read, or exceeds a limit.
+        """
+        ...
+
+
+ImageFile = bytes | str | os.PathLike[str] | StoredImage
+
+
 def decode_image(
-    source: bytes | str | os.PathLike[str],
+    source: ImageFile,
     *,
     target_px: int | None = None,
     limits: DecodeLimits = DEFAULT_LIMITS,
@@ -106,7 +122,7 @@ def decode_image(
     Float images are taken as 0-1, or as 0-255 or 0-65535 when their values go beyond 1 or 255.
 
     Args:
-        source: the file's bytes, or its path.
+        source: the file's bytes, its path, or its place inside another file.
         target_px: when both sides will be reduced to about this many pixels, a JPEG is decoded at the smallest
             of libjpeg's scales (n/8) that keeps both sides at least this long. None decodes at full size.
         limits: what the file may cost; exceeding one is an error with a code of its own.
@@ -117,7 +133,7 @@ def decode_image(
     Raises:
         ImageError: the file cannot be read, decoded, or exceeds a limit. Nothing else is raised for bad bytes.
     """
-    data = source if isinstance(source, bytes) else read_image_bytes(source, limits)
+    data = read_image_bytes(source, limits)
     if len(data) > limits.max_bytes:
         raise ImageError("too-many-bytes", f"{len(data):,} bytes; the limit is {limits.max_bytes:,}")
     image_format = identify(data)
@@ -136,12 +152,20 @@ def decode_image(
     return _upright(pixels, orientation)
 
 
-def read_image_bytes(path: str | os.PathLike[str], limits: DecodeLimits = DEFAULT_LIMITS) -> bytes:
-    """Read a regular file that is not larger than ``limits.max_bytes``.
+def read_image_bytes(source: ImageFile, limits: DecodeLimits = DEFAULT_LIMITS) -> bytes:
+    """The bytes of an image: of a regular file that is not larger than ``limits.max_bytes``, or as they are.
 
     Raises:
         ImageError: file-not-found, not-a-file, too-many-bytes, unreadable-file.
     """
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return _read_file(source, limits)
+    return source.read_bytes(limits)
+
+
+def _read_file(path: str | os.PathLike[str], limits: DecodeLimits) -> bytes:
     try:
         # O_NONBLOCK: opening a named pipe must not wait for somebody to write to it.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

@@ -1,11 +1,9 @@
 """From decoded pixels to the square that the model sees."""
 
-import os
-
 import numpy as np
 from PIL import Image
 
-from tellapart.imaging.decode import DEFAULT_LIMITS, DecodeLimits, Pixels, decode_image
+from tellapart.imaging.decode import DEFAULT_LIMITS, DecodeLimits, ImageFile, Pixels, decode_image
 from tellapart.records import Preprocess
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -44,9 +42,7 @@ def preprocess_image(pixels: Pixels, spec: Preprocess) -> Pixels:
     return np.asarray(image.resize((side, side), kernel))
 
 
-def load_input(
-    source: bytes | str | os.PathLike[str], spec: Preprocess, limits: DecodeLimits = DEFAULT_LIMITS
-) -> Pixels:
+def load_input(source: ImageFile, spec: Preprocess, limits: DecodeLimits = DEFAULT_LIMITS) -> Pixels:
     """Decode a file or its bytes straight to the model's input, (S, S, 3) uint8.
 
     Raises:

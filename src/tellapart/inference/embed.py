@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.errors import ImageError
-from tellapart.imaging.decode import DECODE_REVISION
+from tellapart.imaging.decode import DECODE_REVISION, StoredImage
 from tellapart.inference.bundled import Backbone
 from tellapart.inference.engine import OpenVINOEngine, Precision, best_precision, iter_outputs
 from tellapart.records import Preprocess, Progress, no_progress
@@ -20,14 +20,17 @@ _SHARD_IMAGES = 2_000  # what an interruption may cost, and a file's size: 10 MB
 
 
 def embed_files(
-    files: Mapping[str, str], backbone: Backbone, preprocess: Preprocess, progress: Progress = no_progress
+    files: Mapping[str, str | StoredImage],
+    backbone: Backbone,
+    preprocess: Preprocess,
+    progress: Progress = no_progress,
 ) -> tuple[Embeddings, dict[str, ImageError]]:
     """Compute, or take from the cache, the embeddings of image files.
 
     What was computed is in the cache when this function is left, by the end, an error or Ctrl-C.
 
     Args:
-        files: a path for each content hash.
+        files: what to read, for each content hash.
         backbone: from ``images`` to ``embedding``.
         preprocess: how an image becomes the backbone's input.
         progress: called with the number of images done, cached ones included.

@@ -15,7 +15,7 @@ from PIL import Image
 from tellapart.data.cache import PixelTable, decode_files
 from tellapart.data.dataset import Dataset
 from tellapart.errors import ImageError, RecipeError, TrainingError
-from tellapart.imaging.decode import decode_image
+from tellapart.imaging.decode import StoredImage, decode_image
 from tellapart.inference.model import LinearHead
 from tellapart.models.filters import first_layer_filters
 from tellapart.models.graph import build_trunk, split_head
@@ -66,10 +66,11 @@ class GradientWay:
         """Decode the images to learn from, and size the recipe by them; see ``Way``."""
         learning = learning_part(dataset)
         if not (self.recipe.input_size_px and self.recipe.layers):
-            self.recipe = self.recipe.sized(_typical_side_px(learning.paths))
-        files = dict(zip(learning.contents, learning.paths, strict=True))
+            self.recipe = self.recipe.sized(_typical_side_px(learning.images))
+        files = dict(zip(learning.contents, learning.images, strict=True))
+        paths = dict(zip(learning.contents, learning.paths, strict=True))
         self._images, errors = decode_files(files, self.recipe.preprocess, progress)
-        refused = {files[content]: (error.code, error.message) for content, error in errors.items()}
+        refused = {paths[content]: (error.code, error.message) for content, error in errors.items()}
         return dataset.with_outcome("refused", refused)
 
     def fit(self, dataset: Dataset, *, seed: int, progress: Progress) -> Fitted:
@@ -219,12 +220,12 @@ def _open_events(folder: Path) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-def _typical_side_px(paths: Sequence[str]) -> int:
+def _typical_side_px(images: Sequence[str | StoredImage]) -> int:
     """Side of a square with as many pixels as the middle one of some images."""
     sides = []
-    for path in random.Random(0).sample(list(paths), len(paths)):  # noqa: S311  a sample, not a secret
+    for image in random.Random(0).sample(list(images), len(images)):  # noqa: S311  a sample, not a secret
         try:
-            height, width = decode_image(path).shape[:2]
+            height, width = decode_image(image).shape[:2]
         except ImageError:
             continue
         sides.append((height * width) ** 0.5)

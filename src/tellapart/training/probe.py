@@ -48,9 +48,10 @@ class ProbeWay:
     def prepare(self, dataset: Dataset, progress: Progress) -> Dataset:
         """Decode and embed the images to learn from; see ``Way``."""
         learning = learning_part(dataset)
-        files = dict(zip(learning.contents, learning.paths, strict=True))
+        files = dict(zip(learning.contents, learning.images, strict=True))
+        paths = dict(zip(learning.contents, learning.paths, strict=True))
         self._embeddings, errors = embed_files(files, self._backbone, self.recipe.preprocess, progress)
-        refused = {files[content]: (error.code, error.message) for content, error in errors.items()}
+        refused = {paths[content]: (error.code, error.message) for content, error in errors.items()}
         return dataset.with_outcome("refused", refused)
 
     def fit(self, dataset: Dataset, *, seed: int, progress: Progress) -> Fitted:  # noqa: ARG002  it takes a second

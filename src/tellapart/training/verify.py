@@ -34,7 +34,7 @@ def answer(
     """
     answers: Answers = {}
     refused: dict[str, tuple[str, str]] = {}
-    for path, probs in zip(part.paths, classifier.iter_probs(part.paths), strict=True):
+    for path, probs in zip(part.paths, classifier.iter_probs(part.images), strict=True):
         if isinstance(probs, ImageError):
             refused[path] = (probs.code, probs.message)
         else:
@@ -69,7 +69,7 @@ def verify(
         engine = _WithReference(engine, OpenVINOEngine(model.onnx_bytes, input_size_px=size, precision="f32"))
     answers: Answers = {}
     full: list[NDArray[np.float32]] = []
-    with closing(iter_outputs(engine, model.card.preprocess, part.paths)) as outputs:
+    with closing(iter_outputs(engine, model.card.preprocess, part.images)) as outputs:
         for path, output in zip(part.paths, outputs, strict=True):
             if isinstance(output, ImageError):
                 hint = "it was there when the run began; leave the images alone until it ends, and train again"
