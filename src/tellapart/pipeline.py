@@ -11,21 +11,18 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.special import softmax
 
 from tellapart import __version__
 from tellapart.data.check import check_contents, require_enough
-from tellapart.data.dataset import Dataset, Split
+from tellapart.data.dataset import LABEL_KEY, Dataset, Split
 from tellapart.data.sources import open_dataset, open_test_images
 from tellapart.data.split import split
 from tellapart.errors import DataError, TrainingError
-from tellapart.evaluation.calibration import fit_temperature
-from tellapart.evaluation.conformal import fit_conformal
 from tellapart.evaluation.decide import decide
-from tellapart.evaluation.report import measure
+from tellapart.evaluation.task import RULES
 from tellapart.inference.model import ModelFile, pack
 from tellapart.inference.predict import Classifier, load
-from tellapart.records import Calibration, ConformalRule, EpochLog, ModelCard, Progress, no_progress
+from tellapart.records import Calibration, ConformalRule, EpochLog, ModelCard, Progress, Task, no_progress
 from tellapart.storage import atomic_file, locked_folder, write_bytes, write_json
 from tellapart.training.recipes import Recipe, build_recipe, recipe_settings, recipe_toml
 from tellapart.training.resume import UnfinishedRun, begin_run, finish_run, read_run, require_same_images
@@ -173,16 +170,18 @@ def _train(
         dataset = _split(dataset, way.recipe, run.seed)
         require_same_images(folder, run, dataset.fingerprint())
         fitted = way.fit(dataset, seed=run.seed, progress=progress)
-        calibration, conformal = calibrate(fitted, coverage=way.recipe.coverage)
+        calibration, conformal, thresholds = calibrate(fitted, way.recipe, dataset.task)
     with clock.stage("verify"):
-        model = pack(fitted.to_onnx(calibration), _card(fitted, calibration, conformal, dataset, way.recipe))
+        card = _card(fitted, calibration, dataset, way.recipe)
+        card = replace(card, conformal=conformal, label_thresholds=thresholds, task=dataset.task)
+        model = pack(fitted.to_onnx(calibration, dataset.task), card)
         part = dataset.used("calib") if fitted.method == "calib" else dataset.used("train")
         classifier = Classifier(model)
         verification, answers = verify(classifier, model, part, fitted.probs(part, calibration), progress)
     with clock.stage("test"):
         tested, refused = answer(classifier, dataset.used("test"), "testing", progress)
         dataset = dataset.with_outcome("refused", refused)
-        test = measure_answers(dataset.used("test"), tested)
+        test = measure_answers(dataset.used("test"), tested, model.card)
     report: dict[str, Any] = {
         "schema_version": REPORT_VERSION,
         "test": test,
@@ -237,21 +236,24 @@ def evaluate(
         raise DataError(
             "no-images", f"no image in {source} could be read", hint="tellapart predict says why for each"
         )
-    return {"test": measure_answers(dataset.used(), answers), "dataset": describe(dataset)}
+    return {"test": measure_answers(dataset.used(), answers, classifier.card), "dataset": describe(dataset)}
 
 
-def calibrate(fitted: Fitted, *, coverage: float) -> tuple[Calibration, ConformalRule]:
-    """Fit temperature and prediction sets on images that neither trained nor chose the model."""
+def calibrate(fitted: Fitted, recipe: Recipe, task: Task) -> tuple[Calibration, ConformalRule, tuple[float, ...]]:
+    """Fit temperature, prediction sets and label thresholds on images that neither trained nor chose the model."""
+    rules = RULES[task]
     logits, labels = fitted.held_out_logits.astype(np.float64), fitted.held_out_labels
-    calibration = Calibration(temperature=fit_temperature(logits, labels), method=fitted.method, n=len(labels))
-    probs = softmax(logits / calibration.temperature, axis=1)
-    return calibration, fit_conformal(probs, labels, coverage=coverage)
+    temperature = rules.fit_temperature(logits, labels)
+    calibration = Calibration(temperature=temperature, method=fitted.method, n=len(labels))
+    probs = rules.probs(logits / temperature)
+    conformal = rules.fit_conformal(probs, labels, coverage=recipe.coverage)
+    return calibration, conformal, rules.fit_thresholds(probs, labels, recipe.label_thresholds)
 
 
-def measure_answers(part: Dataset, answers: Answers) -> dict[str, Any]:
+def measure_answers(part: Dataset, answers: Answers, card: ModelCard) -> dict[str, Any]:
     """Measure a model file's answers about the images in use of one part."""
     probs = np.array([answers[path] for path in part.paths]).reshape(len(part), len(part.class_names))
-    return measure(part.labels, probs, part.class_names)
+    return RULES[card.task].measure(part.labels, probs, part.class_names, card.label_thresholds)
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
@@ -266,14 +268,11 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _card(
-    fitted: Fitted, calibration: Calibration, conformal: ConformalRule, dataset: Dataset, recipe: Recipe
-) -> ModelCard:
+def _card(fitted: Fitted, calibration: Calibration, dataset: Dataset, recipe: Recipe) -> ModelCard:
     return ModelCard(
         class_names=dataset.class_names,
         preprocess=recipe.preprocess,
         calibration=calibration,
-        conformal=conformal,
         embedding_dim=fitted.embedding_dim,
         weights=fitted.weights,
         recipe=recipe_settings(recipe),
@@ -305,7 +304,7 @@ def _write_run(
 def _prediction_table(dataset: Dataset, answers: Answers, card: ModelCard) -> pl.DataFrame:
     """One row for each image the model file was asked about."""
     rows = []
-    for path, split_name, label in dataset.used().table.select("path", "split", "label").iter_rows():
+    for path, split_name, label in dataset.used().table.select("path", "split", LABEL_KEY).iter_rows():
         if path in answers:
             said = decide(path, answers[path], card)
             row = {

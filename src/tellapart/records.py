@@ -141,6 +141,7 @@ class ModelCard:
         class_names: K names, in the order of the columns of ``probs``.
         conformal: the rule behind the verdict ``sure``; None where there was nothing to fit it on.
         familiarity: reserved for the score's threshold; None in files without the output ``familiarity``.
+        label_thresholds: K probabilities from which a label is given; none where every image has one class.
         decision_rules: reserved for named bands of a class's probability.
         metrics: as in ``report.json`` under ``test``; empty until measured.
         graph_sha256: checksum of the graph's bytes in the file.
@@ -156,6 +157,7 @@ class ModelCard:
     weights: Weights | None = None
     conformal: ConformalRule | None = None
     familiarity: Mapping[str, object] | None = None
+    label_thresholds: tuple[float, ...] = ()
     decision_rules: tuple[Mapping[str, object], ...] = ()
     recipe: Mapping[str, object] = field(default_factory=dict)
     dataset: Mapping[str, object] = field(default_factory=dict)
@@ -167,6 +169,8 @@ class ModelCard:
     def __post_init__(self) -> None:
         if len(self.class_names) < 2 or len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"a model needs two or more different classes, got {self.class_names}")
+        if len(self.label_thresholds) != (len(self.class_names) if self.task == "multilabel" else 0):
+            raise ValueError("a model for several labels an image needs a threshold for each, others none")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,8 +210,9 @@ class Prediction:
 
     Attributes:
         path: as it was given; empty for bytes and arrays.
-        label: the most probable class.
-        prob: its calibrated probability, 0-1.
+        label: the most probable class; where an image may have several labels, those given, with ";" between.
+        labels: the same labels one by one; none where every image has one class.
+        prob: calibrated probability of the most probable class, 0-1.
         probs: K probabilities in the order of the model's class names.
         prediction_set: the classes that cannot be ruled out at the model's coverage, most probable first.
         error: code of the error, empty without one.
@@ -219,6 +224,7 @@ class Prediction:
     prob: float | None = None
     probs: tuple[float, ...] = ()
     prediction_set: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     error: str = ""
     message: str = ""
 

@@ -9,12 +9,18 @@ from scipy.stats import binomtest
 from sklearn import metrics as reference
 
 from tellapart.errors import RecipeError
-from tellapart.evaluation.calibration import fit_temperature
-from tellapart.evaluation.conformal import fit_conformal
+from tellapart.evaluation.classification import ClassificationRules
 from tellapart.evaluation.decide import decide
 from tellapart.evaluation.metrics import accuracy, confusion_matrix, log_loss, precision, recall, wilson_interval
-from tellapart.evaluation.report import measure
 from tellapart.records import Calibration, ConformalRule, ModelCard, Preprocess
+
+fit_temperature = ClassificationRules().fit_temperature
+fit_conformal = ClassificationRules().fit_conformal
+
+
+def measure(labels, probs, class_names):
+    return ClassificationRules().measure(labels, probs, class_names, ())
+
 
 NAMES = ("cat", "dog", "fox", "owl")
 EMPTY = (None, None, None)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from tellapart.data.dataset import Dataset
+from tellapart.data.dataset import LABEL_KEY, Dataset
 from tellapart.errors import DataError, ImageError
 from tellapart.imaging.decode import StoredImage, identify, read_image_bytes
 from tellapart.imaging.pool import batched, map_ordered
@@ -104,6 +104,6 @@ def _identical(dataset: Dataset) -> Iterator[list[tuple[str, str, str | None]]]:
     """Lists of (path, label, split) of files with the same bytes, where there is more than one."""
     groups: defaultdict[str, list[tuple[str, str, str | None]]] = defaultdict(list)
     repeated = dataset.used().table.filter(pl.col("content").is_duplicated())
-    for path, label, split, content in repeated.select("path", "label", "split", "content").iter_rows():
+    for path, label, split, content in repeated.select("path", LABEL_KEY, "split", "content").iter_rows():
         groups[content].append((path, label, split))
     yield from groups.values()

@@ -32,6 +32,9 @@ SCHEMA = pl.Schema(
     }
 )
 
+LABEL_KEY = pl.coalesce("label", pl.col("labels").list.sort().list.join(", ")).alias("label")
+"""An image's label, or its labels, as one text."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
@@ -75,9 +78,17 @@ class Dataset:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """(N,) class indices in 0..K-1. Every row must have a label."""
+        """Class indices in 0..K-1, (N,); or (N, K) of 0 and 1 where an image may have several labels.
+
+        Every row must have a label, or a list of them.
+        """
         index = {name: i for i, name in enumerate(self.class_names)}
-        return np.array([index[label] for label in self.table["label"]], dtype=np.int64)
+        if self.task == "classification":
+            return np.array([index[label] for label in self.table["label"]], dtype=np.int64)
+        present = np.zeros((len(self), len(index)), dtype=np.int64)
+        for row, names in enumerate(self.table["labels"].to_list()):
+            present[row, [index[name] for name in names]] = 1
+        return present
 
     def where(self, *conditions: pl.Expr) -> "Dataset":
         """The rows that meet all conditions."""
@@ -136,13 +147,14 @@ class Dataset:
 
     def class_counts(self, *splits: Split) -> dict[str, int]:
         """Number of images in use for each class, also where it is none."""
-        found = dict(self.used(*splits).table["label"].value_counts().iter_rows())
+        table = self.used(*splits).table
+        named = table["label"] if self.task == "classification" else table["labels"].explode()
+        found = dict(named.value_counts().iter_rows())
         return {name: found.get(name, 0) for name in self.class_names}
 
     def fingerprint(self) -> str:
         """SHA-256 over labels, splits and contents of the images in use, whatever their names and order."""
-        label = pl.coalesce("label", pl.col("labels").list.sort().list.join("\n"))
-        rows = self.used().table.select("content", label, "split").sort(pl.all())
+        rows = self.used().table.select("content", LABEL_KEY, "split").sort(pl.all())
         return sha256("\n".join(map("|".join, rows.fill_null("").iter_rows())).encode())
 
     def write_parquet(self, path: Path) -> None:

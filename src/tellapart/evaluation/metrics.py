@@ -1,6 +1,7 @@
 """How good predictions are: functions of labels and probabilities, each with its uncertainty."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -82,3 +83,100 @@ def log_loss(labels: IntArray, probs: FloatArray) -> float:
     """
     chosen = probs[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean())
+
+
+def require_two_classes(labels: IntArray, n: int) -> None:
+    """Raise unless there are n labels of at least two classes.
+
+    Raises:
+        RecipeError: bad-labels.
+    """
+    if n != len(labels) or len(np.unique(labels)) < 2:
+        raise RecipeError("bad-labels", f"calibration needs images of two classes, got labels {np.unique(labels)}")
+
+
+def binary_log_loss(labels: IntArray, logits: FloatArray) -> float:
+    """Mean over images and labels of the log loss of a sigmoid, in nats; both (N, K)."""
+    return float(np.logaddexp(0.0, np.where(labels, -logits, logits)).mean())
+
+
+def average_precision(labels: IntArray, scores: FloatArray, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean precision over the images that have a label, each at its place in the ranking.
+
+    Args:
+        labels: (N, K) of 0 and 1.
+        scores: (N, K), higher for more probable; equal scores share one place.
+        weights: (B, N) how often each image counts, one row for each resample.
+
+    Returns:
+        (B, K); NaN where no image that counts has the label.
+
+    Source: Zhu 2004, "Recall, precision and average precision"; ties as in scikit-learn.
+    """
+    result = np.empty((len(weights), labels.shape[1]))
+    for k in range(labels.shape[1]):
+        order = np.argsort(-scores[:, k], kind="stable")
+        ranked = scores[order, k]
+        ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+        ordered = weights[:, order]
+        given = np.cumsum(ordered, axis=1)[:, ends]
+        hits = np.cumsum(ordered * labels[order, k], axis=1)[:, ends]
+        new_hits = np.diff(hits, axis=1, prepend=0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(given > 0, hits / given, 0.0)
+            result[:, k] = (new_hits * share).sum(axis=1) / hits[:, -1]
+    return result
+
+
+def f1_scores(
+    labels: IntArray, given: IntArray, weights: NDArray[np.float64], *, pooled: bool = False
+) -> NDArray[np.float64]:
+    """F1 of each label, or of all pooled.
+
+    Args:
+        labels: (N, K) of 0 and 1.
+        given: (N, K) the answers.
+        weights: (B, N) how often each image counts.
+        pooled: count all labels together (micro); the result then has one column.
+
+    Returns:
+        (B, K) or (B, 1); NaN for a label that is neither there nor given.
+    """
+    counts = [weights @ part for part in (labels & given, labels, given)]
+    hits, there, said = [count.sum(axis=1, keepdims=True) for count in counts] if pooled else counts
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scores: NDArray[np.float64] = 2 * hits / (there + said)
+    return scores
+
+
+def bootstrap_interval(
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], n: int, *, seed: int = 0
+) -> Interval:
+    """A statistic of n images with its 95 % percentile interval over resamples of the images; empty when n is 0.
+
+    Args:
+        statistic: from (B, n) weights, how often each image counts, to (B,) values.
+        n: number of images.
+        seed: draws the resamples: 1,000, fewer for very many images.
+
+    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
+    """
+    if n == 0:
+        return Interval(value=None, low=None, high=None)
+    value = float(statistic(np.ones((1, n)))[0])
+    if not math.isfinite(value):
+        return Interval(value=None, low=None, high=None)
+    rng = np.random.default_rng(seed)
+    resamples = int(np.clip(_MAX_BOOTSTRAP_WEIGHTS // n, 50, 1_000))
+    block = max(1, _BOOTSTRAP_BLOCK // n)
+    values = [
+        statistic(rng.multinomial(n, np.full(n, 1 / n), size=min(block, resamples - start)).astype(np.float64))
+        for start in range(0, resamples, block)
+    ]
+    drawn = np.concatenate(values)
+    low, high = np.quantile(drawn[np.isfinite(drawn)], (0.025, 0.975))
+    return Interval(value=value, low=min(float(low), value), high=max(float(high), value))
+
+
+_MAX_BOOTSTRAP_WEIGHTS = 20_000_000
+_BOOTSTRAP_BLOCK = 500_000

@@ -38,6 +38,7 @@ _ALLOWED_OPERATORS = frozenset(
         "ReduceMean",
         "Relu",
         "Reshape",
+        "Sigmoid",
         "Softmax",
         "Sqrt",
         "Sub",
@@ -74,7 +75,7 @@ class ModelFile:
         write_bytes(path, self.onnx_bytes)
 
 
-def compose(trunk: bytes, head: LinearHead, *, temperature: float) -> onnx.ModelProto:
+def compose(trunk: bytes, head: LinearHead, *, temperature: float, activation: str = "Softmax") -> onnx.ModelProto:
     """Put a trunk, its head and the calibration into one graph with the outputs ``probs`` and ``embedding``.
 
     The embedding comes before the head, so the file also serves search and clustering.
@@ -83,6 +84,7 @@ def compose(trunk: bytes, head: LinearHead, *, temperature: float) -> onnx.Model
         trunk: an ONNX model from ``images`` (uint8 [N, S, S, 3]) to ``embedding`` (float32 [N, D]).
         head: from embeddings to logits.
         temperature: that logits are divided by.
+        activation: ``Softmax``, or ``Sigmoid`` for labels that do not exclude each other.
     """
     model = onnx.load_model_from_string(trunk)
     graph = model.graph
@@ -97,7 +99,7 @@ def compose(trunk: bytes, head: LinearHead, *, temperature: float) -> onnx.Model
         [
             helper.make_node("Gemm", ["embedding", "head.weight", "head.bias"], ["logits"], name="head"),
             helper.make_node("Div", ["logits", "temperature"], ["calibrated_logits"], name="calibration"),
-            helper.make_node("Softmax", ["calibrated_logits"], ["probs"], name="probs", axis=1),
+            helper.make_node(activation, ["calibrated_logits"], ["probs"], name="probs"),
         ]
     )
     graph.output.insert(0, helper.make_tensor_value_info("probs", TensorProto.FLOAT, ["N", len(head.bias)]))
@@ -200,6 +202,7 @@ def _card(document: str) -> ModelCard:
         ):
             raise TypeError("class_names must be a list of names")
         values["class_names"] = tuple(values["class_names"])
+        values["label_thresholds"] = tuple(values["label_thresholds"])
         values["decision_rules"] = tuple(values["decision_rules"])
         values["preprocess"] = Preprocess(**values["preprocess"])
         values["calibration"] = Calibration(**values["calibration"])

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from tellapart.errors import RecipeError
+from tellapart.evaluation.multilabel import require_threshold_goal
 from tellapart.inference.bundled import BUNDLED, LAST_STAGE
 from tellapart.models.layers import parse_layers
 from tellapart.models.normalize import require_normalize
@@ -42,6 +43,7 @@ class ProbeRecipe:
         test_fraction: share of the images set aside for testing when there is no test folder, 0-1.
         calib_fraction: share of the rest set aside for calibration when there is no val folder, 0-1.
         coverage: share of prediction sets that hold the true class, 0-1.
+        label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ProbeRecipe:
     test_fraction: float
     calib_fraction: float
     coverage: float
+    label_thresholds: str
 
     def __post_init__(self) -> None:
         _ = self.preprocess  # checks its own settings
@@ -91,6 +94,7 @@ def probe(
     test_fraction: float = 0.2,
     calib_fraction: float = 0.1,
     coverage: float = 0.95,
+    label_thresholds: str = "f1",
 ) -> ProbeRecipe:
     """Pretrained features and logistic regression: the default, seconds on a laptop.
 
@@ -104,6 +108,7 @@ def probe(
         test_fraction: share of the images to test on when there is no test folder.
         calib_fraction: share of the rest to calibrate on when there is no val folder.
         coverage: share of prediction sets that hold the true class.
+        label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
 
     Raises:
         RecipeError: bad-setting.
@@ -121,6 +126,7 @@ def probe(
         test_fraction=test_fraction,
         calib_fraction=calib_fraction,
         coverage=coverage,
+        label_thresholds=label_thresholds,
     )
 
 
@@ -159,6 +165,7 @@ class NetworkRecipe:
         val_fraction: share of the rest that chooses the epoch, when there is no val folder; 0 keeps the last epoch.
         calib_fraction: share of the rest set aside for calibration, 0-1.
         coverage: share of prediction sets that hold the true class, 0-1.
+        label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
     """
 
     name: str
@@ -191,6 +198,7 @@ class NetworkRecipe:
     val_fraction: float = 0.1
     calib_fraction: float = 0.1
     coverage: float = 0.95
+    label_thresholds: str = "f1"
 
     def __post_init__(self) -> None:
         for key, values in _CHOICES.items():
@@ -391,3 +399,4 @@ def _check_parts(recipe: Recipe) -> None:
             raise RecipeError("bad-setting", f"{key} must be above 0 and at most 0.5, got {fraction}")
     if not 0.5 <= recipe.coverage < 1:
         raise RecipeError("bad-setting", f"coverage must be at least 0.5 and below 1, got {recipe.coverage}")
+    require_threshold_goal(recipe.label_thresholds)

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import polars as pl
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from tellapart.data.dataset import Dataset
 from tellapart.errors import TrainingError
 from tellapart.evaluation.metrics import IntArray
+from tellapart.evaluation.task import RULES
 from tellapart.inference.model import LinearHead, compose
-from tellapart.records import Calibration, EpochLog, Progress, Weights
+from tellapart.records import Calibration, EpochLog, Progress, Task, Weights
 from tellapart.training.recipes import ProbeRecipe, Recipe
 
 
@@ -30,7 +30,7 @@ class Fitted:
         head: from embeddings to logits.
         weights: where pretrained weights came from; None for a model trained from scratch.
         held_out_logits: (N, K) logits of images that neither trained nor chose the model.
-        held_out_labels: (N,) their class indices.
+        held_out_labels: their labels, as ``Dataset.labels`` gives them.
         method: ``calib`` when those images are a part of their own; ``cross-fit`` when each was answered by a model
             of a fold that did not see it.
         logits: (K,) logits by content hash of the images that the model file is verified on: calib, or train where there is none.
@@ -53,12 +53,13 @@ class Fitted:
     def probs(self, part: Dataset, calibration: Calibration) -> NDArray[np.float64]:
         """(N, K) probabilities as the fitted model gives them, without the model file."""
         logits = np.stack([self.logits[content] for content in part.contents]).astype(np.float64)
-        probs: NDArray[np.float64] = softmax(logits / calibration.temperature, axis=1)
-        return probs
+        return RULES[part.task].probs(logits / calibration.temperature)
 
-    def to_onnx(self, calibration: Calibration) -> onnx.ModelProto:
+    def to_onnx(self, calibration: Calibration, task: Task) -> onnx.ModelProto:
         """The graph of the model file."""
-        return compose(self.trunk, self.head, temperature=calibration.temperature)
+        return compose(
+            self.trunk, self.head, temperature=calibration.temperature, activation=RULES[task].activation
+        )
 
 
 class Way(Protocol):

@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from tellapart.data.dataset import Dataset
 from tellapart.errors import ImageError, ModelError
+from tellapart.evaluation.task import RULES
 from tellapart.imaging.decode import Pixels
 from tellapart.inference.engine import Engine, OpenVINOEngine, Outputs, iter_outputs
 from tellapart.inference.model import ModelFile
 from tellapart.inference.predict import Classifier
-from tellapart.records import Progress
+from tellapart.records import ModelCard, Progress
 
 TIE_MARGIN = 0.02
 """Two classes whose probabilities are closer than this are a tie: rounding may put either first."""
@@ -81,7 +82,7 @@ def verify(
     found: dict[str, Any] = {
         "n": len(part),
         "precision": classifier.precision,
-        **_difference(fitted_probs, probs),
+        **_difference(fitted_probs, probs, model.card),
     }
     if found["top1_differs"] > found["ties"]:
         message = (
@@ -91,7 +92,7 @@ def verify(
             "model-disagrees", message, hint="please report this, with your versions of openvino and onnx"
         )
     if reduced:
-        found["against_f32"] = _difference(np.stack(full), probs)
+        found["against_f32"] = _difference(np.stack(full), probs, model.card)
     return found, answers
 
 
@@ -106,12 +107,11 @@ class _WithReference:
         return {**self._engine.run(images), _REFERENCE: self._reference.run(images)["probs"]}
 
 
-def _difference(expected: NDArray[Any], found: NDArray[Any]) -> dict[str, Any]:
+def _difference(expected: NDArray[Any], found: NDArray[Any], card: ModelCard) -> dict[str, Any]:
     """How far two sets of (N, K) probabilities lie apart."""
-    first, second = np.sort(expected, axis=1)[:, -1], np.sort(expected, axis=1)[:, -2]
-    differs = expected.argmax(axis=1) != found.argmax(axis=1)
+    differs, margin = RULES[card.task].disagreement(expected, found, card.label_thresholds)
     return {
         "top1_differs": int(differs.sum()),
-        "ties": int((differs & (first - second < TIE_MARGIN)).sum()),
+        "ties": int((differs & (margin < TIE_MARGIN)).sum()),
         "max_abs_difference": float(np.abs(expected - found).max()),
     }

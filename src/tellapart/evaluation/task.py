@@ -1,0 +1,59 @@
+"""What each task does in its own way. A new task is another set of rules, not another branch."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.evaluation.classification import ClassificationRules
+from tellapart.evaluation.metrics import FloatArray, IntArray
+from tellapart.evaluation.multilabel import MultiLabelRules
+from tellapart.records import ConformalRule, ModelCard, Prediction, Task
+
+
+class TaskRules(Protocol):
+    """From logits to a verdict. Labels are what ``Dataset.labels`` gives for the task."""
+
+    @property
+    def activation(self) -> Literal["Softmax", "Sigmoid"]:
+        """ONNX operator from calibrated logits to probabilities."""
+        ...
+
+    def probs(self, logits: FloatArray) -> NDArray[np.float64]:
+        """(N, K) probabilities of (N, K) calibrated logits."""
+        ...
+
+    def fit_temperature(self, logits: FloatArray, labels: IntArray) -> float:
+        """The temperature that minimises log loss."""
+        ...
+
+    def fit_conformal(self, probs: FloatArray, labels: IntArray, *, coverage: float) -> ConformalRule:
+        """The rule behind prediction sets and the verdict ``sure``."""
+        ...
+
+    def fit_thresholds(self, probs: FloatArray, labels: IntArray, goal: str) -> tuple[float, ...]:
+        """K probabilities from which a label is given; none where exactly one class is."""
+        ...
+
+    def disagreement(
+        self, expected: FloatArray, found: FloatArray, thresholds: Sequence[float]
+    ) -> tuple[NDArray[np.bool_], FloatArray]:
+        """(N,) whether two sets of probabilities give different answers, and how near the expected answer was to another."""
+        ...
+
+    def measure(
+        self, labels: IntArray, probs: FloatArray, class_names: Sequence[str], thresholds: Sequence[float]
+    ) -> dict[str, Any]:
+        """Metrics with intervals, as in ``report.json``; ``headline`` names those to print first."""
+        ...
+
+    def decide(self, path: str, probs: FloatArray, card: ModelCard) -> Prediction:
+        """The answer for one image."""
+        ...
+
+
+RULES: Mapping[Task, TaskRules] = MappingProxyType(
+    {"classification": ClassificationRules(), "multilabel": MultiLabelRules()}
+)
