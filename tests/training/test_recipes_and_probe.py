@@ -13,7 +13,7 @@ from tellapart.errors import RecipeError
 from tellapart.inference.bundled import BUNDLED
 from tellapart.records import Preprocess
 from tellapart.training import probe as probe_module
-from tellapart.training.probe import fit_logistic, fit_probe
+from tellapart.training.probe import fit_logistic, fit_probe, head_of
 from tellapart.training.recipes import build_recipe, recipe_settings, recipe_toml
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -153,7 +153,7 @@ def test_agrees_with_scikit_learn_at_the_same_strength(num_classes, strength):
 def test_weights_are_scikit_learns(num_classes):
     features, labels = clouds(200, num_classes)
     scaled = StandardScaler().fit_transform(features).astype(np.float32)
-    found = fit_logistic(scaled, labels, strength=0.3, tolerance=1e-7)
+    found = fit_logistic(scaled, labels, head=head_of(labels), strength=0.3, tolerance=1e-7)
     model = LogisticRegression(C=0.3, tol=1e-10, max_iter=10_000).fit(scaled, labels)
     np.testing.assert_allclose(found[:-1].T, model.coef_, atol=2e-3)
     np.testing.assert_allclose(found[-1], model.intercept_, atol=2e-3)
@@ -162,9 +162,9 @@ def test_weights_are_scikit_learns(num_classes):
 def test_a_start_near_the_end_changes_nothing():
     features, labels = clouds(200, 3)
     scaled = StandardScaler().fit_transform(features).astype(np.float32)
-    cold = fit_logistic(scaled, labels, strength=1.0, tolerance=1e-6)
-    elsewhere = fit_logistic(scaled, labels, strength=0.01, tolerance=1e-6)
-    warm = fit_logistic(scaled, labels, strength=1.0, tolerance=1e-6, start=elsewhere)
+    cold = fit_logistic(scaled, labels, head=head_of(labels), strength=1.0, tolerance=1e-6)
+    elsewhere = fit_logistic(scaled, labels, head=head_of(labels), strength=0.01, tolerance=1e-6)
+    warm = fit_logistic(scaled, labels, head=head_of(labels), strength=1.0, tolerance=1e-6, start=elsewhere)
     assert np.abs(elsewhere - cold).max() > 0.1
     np.testing.assert_allclose(warm, cold, atol=5e-3)
 

@@ -1,11 +1,14 @@
 """split: which images teach, which calibrate, which test."""
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import polars as pl
 
 from tellapart.data.dataset import Dataset, Split
+from tellapart.errors import DataError
 from tellapart.storage import sha256
 
 MIN_CALIB_IMAGES = 50
@@ -50,14 +53,11 @@ def split(
     val_calibrates = not val_fraction and "val" in given
     if not val_calibrates and "calib" not in given:
         fractions["calib"] = calib_fraction
-    drawn: dict[str, Split] = {}
-    for label in dataset.class_names:
-        rows = used.table.filter(
-            pl.col("label") == label, pl.col("split").is_null() | (pl.col("split") == "train")
-        )
-        pairs = zip(rows["content"], rows["path"], strict=True)
-        shuffled = [path for _, path in sorted(pairs, key=lambda pair: sha256(f"{seed}:{pair[0]}".encode()))]
-        drawn.update(_draw(shuffled, fractions, at_least_one={"test"} if cross_fit else set(fractions)))
+    teaching = used.where(pl.col("split").is_null() | (pl.col("split") == "train"))
+    if teaching.table["label"].is_null().any() or teaching.table["group"].is_not_null().any():
+        drawn = _draw_units(_units(teaching, seed), fractions)
+    else:
+        drawn = _draw_classes(teaching, fractions, seed, at_least_one={"test"} if cross_fit else set(fractions))
     if cross_fit and sum(part == "calib" for part in drawn.values()) < MIN_CALIB_IMAGES:
         drawn = {path: "train" if part == "calib" else part for path, part in drawn.items()}
     if val_calibrates:
@@ -65,6 +65,19 @@ def split(
     parts = pl.DataFrame({"path": list(drawn), "part": list(drawn.values())})
     joined = dataset.table.join(parts, on="path", how="left", maintain_order="left")
     return dataset.with_columns(joined.select(pl.coalesce("part", "split").alias("split"))["split"])
+
+
+def _draw_classes(
+    teaching: Dataset, fractions: Mapping[Split, float], seed: int, *, at_least_one: Collection[Split]
+) -> dict[str, Split]:
+    """Each class on its own, image by image."""
+    drawn: dict[str, Split] = {}
+    for label in teaching.class_names:
+        rows = teaching.table.filter(pl.col("label") == label)
+        pairs = zip(rows["content"], rows["path"], strict=True)
+        shuffled = [path for _, path in sorted(pairs, key=lambda pair: sha256(f"{seed}:{pair[0]}".encode()))]
+        drawn.update(_draw(shuffled, fractions, at_least_one=at_least_one))
+    return drawn
 
 
 def _draw(
@@ -81,3 +94,66 @@ def _draw(
         rest = rest[size:]
     drawn.update(dict.fromkeys(rest, "train"))
     return drawn
+
+
+@dataclass(kw_only=True)
+class _Unit:
+    """Images that stay on one side: a group, or a single image."""
+
+    paths: list[str] = field(default_factory=list)
+    labels: Counter[str] = field(default_factory=Counter)
+
+
+def _units(teaching: Dataset, seed: int) -> list[_Unit]:
+    """The units in an order drawn by the seed; an image without any label counts under a label of its own."""
+    units: defaultdict[str, _Unit] = defaultdict(_Unit)
+    columns = teaching.table.select("path", "label", "labels", "group", "content")
+    for path, label, labels, group, content in columns.iter_rows():
+        unit = units[f"image {content}" if group is None else f"group {group}"]
+        unit.paths.append(path)
+        unit.labels.update([label] if label is not None else labels or [""])
+    return [units[key] for key in sorted(units, key=lambda key: sha256(f"{seed}:{key}".encode()))]
+
+
+def _draw_units(units: list[_Unit], fractions: Mapping[Split, float]) -> dict[str, Split]:
+    """Deal out units so that each part gets its share of every label, the rarest label first.
+
+    Raises:
+        DataError: too-few-groups, when a part is left without images.
+
+    Source: Sechidis, Tsoumakas and Vlahavas 2011, "On the Stratification of Multi-Label Data", algorithm 1; here a unit is dealt out whole.
+    """
+    shares = _shares(fractions)
+    total = sum((unit.labels for unit in units), Counter[str]())
+    wanted = {part: {label: share * n for label, n in total.items()} for part, share in shares.items()}
+    by_label: defaultdict[str, list[int]] = defaultdict(list)
+    for i, unit in enumerate(units):
+        for label in unit.labels:
+            by_label[label].append(i)
+    drawn: dict[int, Split] = {}
+    for label in sorted(total, key=lambda name: (total[name], name)):
+        for i in by_label[label]:
+            if i in drawn:
+                continue
+            part = max(shares, key=lambda name: (wanted[name][label], sum(wanted[name].values())))
+            drawn[i] = part
+            for other, n in units[i].labels.items():
+                wanted[part][other] -= n
+    empty = [part for part in shares if part not in drawn.values()]
+    if empty:
+        message = (
+            f"{len(units)} groups cannot be dealt out over {', '.join(shares)}: {', '.join(empty)} would be empty"
+        )
+        hint = "a group stays on one side of the split; use smaller groups, or more of them"
+        raise DataError("too-few-groups", message, hint=hint)
+    return {path: part for i, part in drawn.items() for path in units[i].paths}
+
+
+def _shares(fractions: Mapping[Split, float]) -> dict[Split, float]:
+    """Share of all images for each part; each fraction is of what the parts before it leave."""
+    shares: dict[Split, float] = {}
+    left = 1.0
+    for part, fraction in fractions.items():
+        shares[part] = fraction * left
+        left -= shares[part]
+    return {**shares, "train": left}

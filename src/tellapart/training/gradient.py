@@ -29,7 +29,7 @@ from tellapart.training.augment_settings import parse_augment
 from tellapart.training.checkpoint import CheckpointFolder
 from tellapart.training.curves import describe_fit, draw_curves
 from tellapart.training.loop import LoopData, LoopResult, class_logits, train_network
-from tellapart.training.objective import Classification
+from tellapart.training.objective import OBJECTIVES, Objective
 from tellapart.training.recipes import NetworkRecipe
 from tellapart.training.resume import checkpoint_folder
 from tellapart.training.train import Fitted, learning_part
@@ -82,7 +82,7 @@ class GradientWay:
         transform = fit_transform(
             data.pixels[data.train], color=self.recipe.color, normalize=self.recipe.normalize_words
         )
-        objective = self._objective(data, len(dataset.class_names))
+        objective = self._objective(dataset)
         network = self._network(layers, transform, objective, seed)
         with self._logged() as on_epoch:
             result = train_network(
@@ -125,7 +125,7 @@ class GradientWay:
 
     def _loop_data(self, dataset: Dataset) -> LoopData:
         train, val = dataset.used("train"), dataset.used("val")
-        labels = np.full(len(self._images.rows), -1, dtype=np.int64)
+        labels = np.full((len(self._images.rows), *train.labels.shape[1:]), -1, dtype=np.int64)
         names = [""] * len(labels)
         for part in (train, val):
             rows = self._images.indices(part.contents)
@@ -140,15 +140,19 @@ class GradientWay:
             val=self._images.indices(val.contents),
         )
 
-    def _objective(self, data: LoopData, num_classes: int) -> Classification:
-        weights = torch.ones(num_classes)
+    def _objective(self, dataset: Dataset) -> Objective:
+        num_classes = len(dataset.class_names)
+        weights = np.ones(num_classes, dtype=np.float32)
         if self.recipe.class_weights == "balanced":
-            counts = np.bincount(data.labels[data.train], minlength=num_classes)
-            weights = torch.from_numpy((len(data.train) / (num_classes * counts)).astype(np.float32))
-        return Classification(class_weights=weights.to(self._device), label_smoothing=self.recipe.label_smoothing)
+            counts = np.array(list(dataset.class_counts("train").values()))
+            weights = (counts.sum() / (num_classes * np.maximum(counts, 1))).astype(np.float32)
+        kind = OBJECTIVES[dataset.task]
+        return kind(
+            class_weights=torch.from_numpy(weights).to(self._device), label_smoothing=self.recipe.label_smoothing
+        )
 
     def _network(
-        self, layers: Sequence[Layer], transform: InputTransform, objective: Classification, seed: int
+        self, layers: Sequence[Layer], transform: InputTransform, objective: Objective, seed: int
     ) -> Network:
         spec, filters = self.recipe.first_layer_filters, None
         if spec != "learned":

@@ -20,7 +20,7 @@ from tellapart.records import EpochLog, Progress
 from tellapart.training.augment import augment, draw, mix_targets
 from tellapart.training.augment_settings import AugmentSettings, parse_augment
 from tellapart.training.checkpoint import Checkpoint, CheckpointFolder
-from tellapart.training.objective import Classification
+from tellapart.training.objective import Objective
 from tellapart.training.optim import AveragedWeights, Optimizer, lr_factor
 from tellapart.training.recipes import NetworkRecipe
 
@@ -41,7 +41,7 @@ class LoopData:
 
     Attributes:
         pixels: (N, S, S, 3) uint8.
-        labels: (N,) class indices in 0..K-1.
+        labels: (N,) class indices in 0..K-1, or (N, K) of 0 and 1.
         names: N file names, for messages.
         train: (n,) rows that teach.
         val: (m,) rows that choose; may be none.
@@ -88,7 +88,7 @@ class LoopResult:
 
 def train_network(
     network: nn.Module,
-    objective: Classification,
+    objective: Objective,
     data: LoopData,
     recipe: NetworkRecipe,
     *,
@@ -165,7 +165,7 @@ class _Run:
     """A run under way: network, optimiser, averages, position."""
 
     def __init__(
-        self, network: nn.Module, objective: Classification, data: LoopData, recipe: NetworkRecipe, seed: int
+        self, network: nn.Module, objective: Objective, data: LoopData, recipe: NetworkRecipe, seed: int
     ) -> None:
         self._network = network.to(memory_format=torch.channels_last)
         self._device = next(network.parameters()).device
@@ -220,9 +220,9 @@ class _Run:
         self._optimizer.step(self._lr(position.step))
         if self._average:
             self._average.update(self._network)
-        classes = self._objective.class_logits(logits.detach()).argmax(dim=1)
+        right = self._objective.accuracy(self._objective.class_logits(logits.detach()), targets)
         position.loss_sum += value * len(rows)
-        position.correct_sum += float((classes == targets.argmax(dim=1)).sum())
+        position.correct_sum += float(right.sum())
         position.step += 1
         seconds = time.perf_counter() - start
         position.epoch_seconds += seconds
@@ -326,11 +326,11 @@ class _Run:
             TrainingError: loss-not-finite: the last step broke the weights, and they must not be kept.
         """
         logits = class_logits(self._network, self._objective, self._data.pixels, rows)
-        labels = torch.from_numpy(self._data.labels[rows])
-        loss = nn.functional.cross_entropy(logits, labels).item()
+        targets = self._objective.targets(torch.from_numpy(self._data.labels[rows]))
+        loss = self._objective.plain_loss(logits, targets).item()
         if not math.isfinite(loss):
             raise _not_finite(loss, f"after the last step of epoch {self.position.epoch}")
-        return loss, float((logits.argmax(dim=1) == labels).float().mean())
+        return loss, float(self._objective.accuracy(logits, targets).mean())
 
     def _compile_if_it_pays(self, epoch_seconds: float) -> None:
         """After the first epoch its length is known. On a CPU compiling was never measured to pay: docs/experiments.md."""
@@ -379,7 +379,7 @@ class _Run:
 
 
 @torch.no_grad()
-def class_logits(network: nn.Module, objective: Classification, pixels: Pixels, rows: IndexArray) -> Tensor:
+def class_logits(network: nn.Module, objective: Objective, pixels: Pixels, rows: IndexArray) -> Tensor:
     """(n, K) float32 logits of images as they are, on the CPU; the network is left in evaluation mode."""
     network.eval()
     device = next(network.parameters()).device

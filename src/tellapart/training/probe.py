@@ -4,16 +4,17 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
 from tellapart.data.dataset import Dataset
 from tellapart.errors import RecipeError
-from tellapart.evaluation.metrics import IntArray, log_loss
+from tellapart.evaluation.metrics import IntArray, binary_log_loss, log_loss
 from tellapart.imaging.pool import map_ordered
 from tellapart.inference.bundled import open_backbone
 from tellapart.inference.embed import Embeddings, embed_files
@@ -109,25 +110,28 @@ class Probe:
 def fit_probe(
     embeddings: FloatMatrix, labels: IntArray, *, strengths: Sequence[float], folds: int, seed: int
 ) -> Probe:
-    """Fit multinomial logistic regression, its L2 strength chosen by stratified cross-validation.
+    """Fit logistic regression, its L2 strength chosen by stratified cross-validation: multinomial, or one label against the rest.
 
     The search walks from the strongest penalty to the weakest, each fit starting from the last, and stops when the held-out
     log loss has not fallen twice.
 
     Args:
         embeddings: (N, D) features of the training images.
-        labels: (N,) class indices in 0..K-1; every class has at least two images.
+        labels: (N,) class indices in 0..K-1, at least two images a class; or (N, K) of 0 and 1.
         strengths: ascending inverse strengths C to try.
         folds: number of folds; fewer where the smallest class has fewer images.
         seed: draws the folds, and the images that take part when there are more than ``MAX_SEARCH_IMAGES``.
     """
-    rows = _search_images(labels, seed)
+    head = head_of(labels)
+    strata = labels if labels.ndim == 1 else _rarest_label(labels)
+    rows = _search_images(strata, seed)
     searched = labels[rows]
-    folds = min(folds, int(np.bincount(searched).min()))
-    fold = _folds(searched, folds, seed)
+    folds = max(2, min(folds, int(np.bincount(strata[rows])[np.unique(strata[rows])].min())))
+    fold = _folds(strata[rows], folds, seed)
     splits = [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(folds)]
     parts = [
-        _Fold(embeddings[rows[train]], searched[train], embeddings[rows[held_out]]) for train, held_out in splits
+        _Fold(head, embeddings[rows[train]], searched[train], embeddings[rows[held_out]])
+        for train, held_out in splits
     ]
     order = np.concatenate([held_out for _, held_out in splits])
     search: dict[float, float] = {}
@@ -137,16 +141,16 @@ def fit_probe(
         with threadpool_limits(1, user_api="blas"):
             fold_logits = map_ordered(functools.partial(_Fold.fit, strength=strength), parts)
             logits[strength] = np.concatenate(list(fold_logits))
-        search[strength] = log_loss(searched[order], _softmax(logits[strength]))
+        search[strength] = head.log_loss(searched[order], logits[strength])
         best = min(search, key=search.__getitem__)
         if len(search) - 1 - list(search).index(best) == _PATIENCE:
             break
     scaled, mean, scale = _standardize(embeddings)
     # C weighs the sum of losses over images, so the same penalty per image needs a C that shrinks as they grow.
     strength = best * len(rows) * (folds - 1) / folds / len(labels)
-    weights = fit_logistic(scaled, labels, strength=strength, tolerance=_FINAL_TOLERANCE)
+    weights = fit_logistic(scaled, labels, head=head, strength=strength, tolerance=_FINAL_TOLERANCE)
     return Probe(
-        head=_unscaled_head(weights, mean, scale),
+        head=_unscaled_head(head, weights, mean, scale),
         strength=best,
         search=search,
         fold_images=rows[order],
@@ -154,10 +158,76 @@ def fit_probe(
     )
 
 
+def head_of(labels: IntArray) -> "_Head":
+    """The head for labels of this shape: (N,) class indices, or (N, K) of 0 and 1."""
+    return _Softmax(int(labels.max()) + 1) if labels.ndim == 1 else _OneVsRest()
+
+
+class _Head(Protocol):
+    """A generalised linear model: how a matrix of scores becomes losses and answers."""
+
+    def columns(self, labels: IntArray) -> int:
+        """Columns of the weights."""
+        ...
+
+    def loss_and_residual(self, scores: FloatMatrix, labels: IntArray) -> tuple[float, FloatMatrix]:
+        """Summed log loss in nats, and its (N, k) derivative by the scores, which may be overwritten."""
+        ...
+
+    def logits(self, scores: NDArray[Any]) -> NDArray[Any]:
+        """(M, K) logits of (M, k) scores."""
+        ...
+
+    def log_loss(self, labels: IntArray, logits: FloatMatrix) -> float:
+        """Mean log loss in nats."""
+        ...
+
+
+class _Softmax:
+    """One class an image. Two classes need one column, which stands for the difference of their logits."""
+
+    def __init__(self, num_classes: int) -> None:
+        self._num_classes = num_classes
+
+    def columns(self, labels: IntArray) -> int:  # noqa: ARG002  a fold's labels may lack a class
+        return 1 if self._num_classes == 2 else self._num_classes
+
+    def loss_and_residual(self, scores: FloatMatrix, labels: IntArray) -> tuple[float, FloatMatrix]:
+        truth = np.arange(len(labels)), labels
+        residual = _softmax(self.logits(scores))
+        loss = -float(np.log(np.maximum(residual[truth], np.finfo(np.float32).tiny)).sum(dtype=np.float64))
+        residual[truth] -= 1
+        return loss, residual[:, 1:] if self._num_classes == 2 else residual
+
+    def logits(self, scores: NDArray[Any]) -> NDArray[Any]:
+        return scores if scores.shape[1] > 1 else np.concatenate([-scores / 2, scores / 2], axis=1)
+
+    def log_loss(self, labels: IntArray, logits: FloatMatrix) -> float:
+        return log_loss(labels, _softmax(logits))
+
+
+class _OneVsRest:
+    """Labels that do not exclude each other: each is told from the rest on its own, all in one solve."""
+
+    def columns(self, labels: IntArray) -> int:
+        return int(labels.shape[1])
+
+    def loss_and_residual(self, scores: FloatMatrix, labels: IntArray) -> tuple[float, FloatMatrix]:
+        residual: FloatMatrix = expit(scores) - labels.astype(np.float32)
+        return binary_log_loss(labels, scores) * labels.size, residual
+
+    def logits(self, scores: NDArray[Any]) -> NDArray[Any]:
+        return scores
+
+    def log_loss(self, labels: IntArray, logits: FloatMatrix) -> float:
+        return binary_log_loss(labels, logits)
+
+
 class _Fold:
     """One fold: its data standardised once, its weights warm-started along the strengths."""
 
-    def __init__(self, train: FloatMatrix, labels: IntArray, held_out: FloatMatrix) -> None:
+    def __init__(self, head: _Head, train: FloatMatrix, labels: IntArray, held_out: FloatMatrix) -> None:
+        self._head = head
         self._train, mean, scale = _standardize(train)
         self._labels = labels
         self._held_out = (held_out - mean) / scale
@@ -166,48 +236,55 @@ class _Fold:
     def fit(self, strength: float) -> FloatMatrix:
         """(M, K) logits of the held-out images."""
         self._weights = fit_logistic(
-            self._train, self._labels, strength=strength, tolerance=_SEARCH_TOLERANCE, start=self._weights
+            self._train,
+            self._labels,
+            head=self._head,
+            strength=strength,
+            tolerance=_SEARCH_TOLERANCE,
+            start=self._weights,
         )
-        return _two_sided(self._held_out @ self._weights[:-1] + self._weights[-1])
+        return self._head.logits(self._held_out @ self._weights[:-1] + self._weights[-1])
 
 
 def fit_logistic(
-    features: FloatMatrix, labels: IntArray, *, strength: float, tolerance: float, start: FloatMatrix | None = None
+    features: FloatMatrix,
+    labels: IntArray,
+    *,
+    head: _Head,
+    strength: float,
+    tolerance: float,
+    start: FloatMatrix | None = None,
 ) -> FloatMatrix:
-    """Minimise the mean log loss plus ``|weights|^2 / (2 C N)``; the intercepts are free.
+    """Minimise the log loss of an image plus ``|weights|^2 / (2 C N)``, in the mean; the intercepts are free.
 
     It is scikit-learn's objective and solver, without the second that importing scikit-learn takes.
 
     Args:
         features: (N, D) standardised.
-        labels: (N,) class indices in 0..K-1.
+        labels: as the head takes them.
+        head: softmax, or one label against the rest.
         strength: C.
         tolerance: of the largest component of the gradient.
         start: an earlier result to begin from.
 
     Returns:
-        (D + 1, k) weights over intercepts; k is K, or 1 for two classes: the difference of their logits.
+        (D + 1, k) weights over intercepts.
 
     Source: Liu and Nocedal 1989, "On the limited memory BFGS method for large scale optimization".
     """
-    n, num_classes = len(labels), int(labels.max()) + 1
-    shape = (features.shape[1] + 1, 1 if num_classes == 2 else num_classes)
+    n = len(labels)
+    shape = (features.shape[1] + 1, head.columns(labels))
     penalty = 1.0 / (strength * n)
-    truth = np.arange(n), labels
 
     def loss_and_gradient(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         weights = flat.reshape(shape)
         single = weights.astype(np.float32)
-        residual = _softmax(_two_sided(features @ single[:-1] + single[-1]))
-        loss = -float(np.log(np.maximum(residual[truth], np.finfo(np.float32).tiny)).mean(dtype=np.float64))
-        residual[truth] -= 1
-        if num_classes == 2:
-            residual = residual[:, 1:]
+        loss, residual = head.loss_and_residual(features @ single[:-1] + single[-1], labels)
         residual /= n
         gradient = np.empty(shape)
         gradient[:-1] = features.T @ residual + penalty * weights[:-1]
         gradient[-1] = residual.sum(axis=0, dtype=np.float64)
-        return loss + 0.5 * penalty * float(np.square(weights[:-1]).sum()), gradient.ravel()
+        return loss / n + 0.5 * penalty * float(np.square(weights[:-1]).sum()), gradient.ravel()
 
     found = minimize(
         loss_and_gradient,
@@ -218,6 +295,13 @@ def fit_logistic(
     )
     weights: FloatMatrix = found.x.reshape(shape).astype(np.float32)
     return weights
+
+
+def _rarest_label(labels: IntArray) -> IntArray:
+    """(N,) the rarest label of each image, one more than any for images without: what folds are balanced by."""
+    counts = np.where(labels, labels.sum(axis=0), np.iinfo(np.int64).max)
+    rarest: IntArray = np.where(labels.any(axis=1), counts.argmin(axis=1), labels.shape[1])
+    return rarest
 
 
 def _folds(labels: IntArray, folds: int, seed: int) -> IntArray:
@@ -242,18 +326,13 @@ def _standardize(embeddings: FloatMatrix) -> tuple[FloatMatrix, FloatMatrix, Flo
     return scaled, mean, scale
 
 
-def _unscaled_head(weights: FloatMatrix, mean: FloatMatrix, scale: FloatMatrix) -> LinearHead:
+def _unscaled_head(head: _Head, weights: FloatMatrix, mean: FloatMatrix, scale: FloatMatrix) -> LinearHead:
     """Fold the standardisation into weight and bias, in double precision."""
     weight = weights[:-1].astype(np.float64) / scale[:, None]
     bias = weights[-1].astype(np.float64) - mean @ weight
     return LinearHead(
-        weight=_two_sided(weight).astype(np.float32), bias=_two_sided(bias[None])[0].astype(np.float32)
+        weight=head.logits(weight).astype(np.float32), bias=head.logits(bias[None])[0].astype(np.float32)
     )
-
-
-def _two_sided(values: NDArray[Any]) -> NDArray[Any]:
-    """(M, K) from (M, k): one column stands for the difference of two classes."""
-    return values if values.shape[1] > 1 else np.concatenate([-values / 2, values / 2], axis=1)
 
 
 def _softmax(logits: FloatMatrix) -> FloatMatrix:
