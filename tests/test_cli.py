@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from tellapart import __version__
 from tellapart.cli import app
 from tellapart.inference import rows as rows_module
+from tellapart.training import checkpoint, loop
 
 
 def call(*arguments, stdin=None):
@@ -188,6 +190,11 @@ def refusals(run, photos, tmp_path):
         (["predict", run.model_path, photos, "-o", tmp_path / "out.xls"], "bad-output"),
         (["predict", run.model_path, tmp_path / "empty", "-o", tmp_path / "out.csv"], "nothing-to-predict"),
         (["info", tmp_path / "file.txt"], "damaged-model"),
+        (["explain", run.model_path, tmp_path / "file.txt", "--out", tmp_path / "pages"], "not-an-image"),
+        (["explain", tmp_path / "none.onnx", photos, "--out", tmp_path / "pages"], "model-not-found"),
+        (["train", "--resume", tmp_path], "nothing-to-resume"),
+        (["train", photos, "--preview-augmentation", "--recipe", "probe"], "bad-setting"),
+        (["train", photos, "--recipe", "cnn", "--set", "layers=conv 5x3, pol 2, flatten"], "bad-setting"),
     ]
 
 
@@ -200,6 +207,14 @@ def test_mistakes_get_a_code_and_no_traceback(run, photos, tmp_path):
     done = call("train", tmp_path / "missing", "--json")
     assert json.loads(done.stdout)["error"]["code"] == "source-not-found"
     assert call("train").exit_code == 2
+    for other in (
+        ["--set", "epochs=3"],
+        ["--recipe", "cnn"],
+        ["--seed", "1"],
+        ["--out", "x"],
+        ["--preview-augmentation"],
+    ):
+        assert call("train", "--resume", tmp_path, *other).exit_code == 2, other
 
 
 def test_demo(tmp_path):
@@ -217,3 +232,33 @@ def test_what_went_to_standard_output_cannot_be_resumed(run, folder, monkeypatch
     assert done.exit_code == 130
     assert "interrupted" in done.stderr
     assert "--resume" not in done.stderr
+
+
+def test_explain_writes_its_pages(run, folder, tmp_path):
+    done = call("explain", run.model_path, folder / "img7.png", "--out", tmp_path / "pages", "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert said["label"] in ("blobs", "dots", "stripes")
+    assert Path(said["html"]).read_text().count("<img") > 3
+    assert Path(said["png"]).stat().st_size > 1000
+
+
+def test_after_an_interruption_the_next_step_is_one_that_works(photos, tmp_path, monkeypatch):
+    """Before a checkpoint the same command again; after one, --resume."""
+    arguments = ["train", photos, "--recipe", "cnn", "--out", tmp_path / "run", "--set", "input_size_px=16"]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "augment", interrupt)
+        done = call(*arguments)
+    assert done.exit_code == 130
+    assert "type the same again" in done.stderr
+    with monkeypatch.context() as patch:
+        saved = checkpoint.CheckpointFolder.save
+        patch.setattr(checkpoint.CheckpointFolder, "save", lambda *a: (saved(*a), interrupt()))
+        done = call(*arguments)
+    assert done.exit_code == 130
+    assert f"tellapart train --resume {tmp_path / 'run'}" in done.stderr
+    assert call("train", "--resume", tmp_path / "run").exit_code == 0
+
+
+def interrupt(*_arguments):
+    raise KeyboardInterrupt

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -51,11 +51,15 @@ def train(
         Path | None, typer.Argument(help="A folder with one folder of images for each class.", show_default=False)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/NAME]")] = None,
-    recipe: Annotated[str, typer.Option(help="How to train: probe, cnn or scratch.")] = "probe",
+    recipe: Annotated[
+        str | None, typer.Option(help="How to train: probe, cnn or scratch. [default: probe]")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the recipe.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Draws the split into train, calib and test.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Draws the split and all else that is random. [default: 0]")
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with the interrupted run in this folder.")
     ] = None,
@@ -67,26 +71,32 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Turn a folder of labelled images into one verified model file and a report."""
-    with user_errors(as_json, "what was computed is kept: type the same again to go on from there"):
-        if (source is None) == (resume is None):
-            raise typer.BadParameter("give a folder of images, or --resume and a run folder: one of the two")
+    if (source is None) == (resume is None):
+        raise typer.BadParameter("give a folder of images, or --resume and a run folder: one of the two")
+    if resume is not None and (out is not None or recipe or settings or seed is not None or preview):
+        raise typer.BadParameter(
+            "--resume goes on as the run began: leave out --out, --recipe, --set, --seed and --preview"
+        )
+    folder = resume or out
+    with user_errors(as_json, lambda: _how_to_go_on(folder)):
         changes = dict(_setting(text) for text in settings or [])
         from tellapart import pipeline
 
+        folder = folder or (pipeline.default_folder(source) if source else None)
         with progress_bar(quiet or as_json) as bar:
-            if source is None:
-                run = pipeline.resume(resume, tensorboard=tensorboard, progress=bar, on_epoch=bar.epoch)  # type: ignore[arg-type]
-            elif preview:
+            if resume is not None:
+                run = pipeline.resume(resume, tensorboard=tensorboard, progress=bar, on_epoch=bar.epoch)
+            elif source is not None and preview:
                 picture = pipeline.preview_augmentation(
-                    source, recipe=recipe, settings=changes, out=out, seed=seed, progress=bar
+                    source, recipe=recipe or "cnn", settings=changes, out=folder, seed=seed or 0, progress=bar
                 )
-            else:
+            elif source is not None:
                 run = pipeline.train(
                     source,
-                    recipe=recipe,
+                    recipe=recipe or "probe",
                     settings=changes,
-                    out=out,
-                    seed=seed,
+                    out=folder,
+                    seed=seed or 0,
                     tensorboard=tensorboard,
                     progress=bar,
                     on_epoch=bar.epoch,
@@ -99,7 +109,7 @@ def train(
         elif not quiet:
             _print_run(run.report, run.model_path)
         if run.interrupted:
-            err_console.print(f"stopped early; go on with: tellapart train --resume {run.folder}", highlight=False)
+            err_console.print(f"stopped early; {_how_to_go_on(folder)}", markup=False, highlight=False)
             raise typer.Exit(130)
 
 
@@ -137,7 +147,9 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Predict images: one row a file, in order, also for those that cannot be read."""
-    with user_errors(as_json, "" if out == "-" else "the rows so far are kept: type the same again with --resume"):
+    with user_errors(
+        as_json, lambda: "" if out == "-" else "the rows so far are kept: type the same again with --resume"
+    ):
         from tellapart.inference.predict import load
         from tellapart.inference.rows import columns, iter_paths, row, stream_rows, write_predictions
 
@@ -248,7 +260,7 @@ def demo(
 
 
 @contextmanager
-def user_errors(as_json: bool = False, interrupted: str = "") -> Iterator[None]:
+def user_errors(as_json: bool = False, interrupted: Callable[[], str] = str) -> Iterator[None]:
     """Print what a user can put right as two lines, not as a traceback; 1 for errors, 130 for Ctrl-C."""
     warnings.filterwarnings("ignore", module="PIL")  # about tags of broken files, which get their own rows
     try:
@@ -263,7 +275,7 @@ def user_errors(as_json: bool = False, interrupted: str = "") -> Iterator[None]:
                 err_console.print(f"  {error.hint}", markup=False, highlight=False)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        err_console.print(f"\ninterrupted; {interrupted}" if interrupted else "\ninterrupted", markup=False)
+        err_console.print("\n" + "; ".join(filter(None, ["interrupted", interrupted()])), markup=False)
         raise typer.Exit(130) from None
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -292,14 +304,16 @@ class _Reporter:
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
         self._tasks: dict[str, TaskID] = {}
+        self._begun: dict[str, int] = {}
         self._losses: list[float] = []
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         """Move the bar of a stage."""
         if stage not in self._tasks:
             self._tasks[stage] = self._bar.add_task(stage, total=total, rate="")
+            self._begun[stage] = done  # cached, or of an earlier session: not the work of this one
         task = self._bar.tasks[self._tasks[stage]]
-        rate = f"{done / task.elapsed:,.0f} images/s" if task.elapsed else ""
+        rate = f"{(done - self._begun[stage]) / task.elapsed:,.0f} images/s" if task.elapsed else ""
         self._bar.update(self._tasks[stage], completed=done, total=total, rate=rate)
 
     def epoch(self, entry: EpochLog) -> None:
@@ -314,6 +328,14 @@ class _Reporter:
             + f"  lr {entry.lr:.2g}  {entry.images_per_s:,.0f} images/s  {part} loss {sparkline(self._losses)}",
             highlight=False,
         )
+
+
+def _how_to_go_on(folder: Path | None) -> str:
+    from tellapart.training.resume import is_unfinished
+
+    if folder is not None and is_unfinished(folder):
+        return f"go on with: tellapart train --resume {folder}"
+    return "what was computed is kept: type the same again to go on from there"
 
 
 def _setting(text: str) -> tuple[str, str]:

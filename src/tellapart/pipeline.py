@@ -85,10 +85,10 @@ def train(
     """
     recipe = build_recipe(recipe, settings) if isinstance(recipe, str) else recipe
     run = UnfinishedRun(source=str(Path(source).resolve()), recipe=recipe, seed=seed)
-    open_dataset(source)  # what is wrong with the folder is said before anything is written
+    dataset = open_dataset(source)
     with locked_folder(Path(out) if out else default_folder(source)) as folder:
         begin_run(folder, run)
-        return _train(source, run, folder, tensorboard=tensorboard, progress=progress, on_epoch=on_epoch)
+        return _train(dataset, run, folder, tensorboard=tensorboard, progress=progress, on_epoch=on_epoch)
 
 
 def resume(
@@ -115,7 +115,9 @@ def resume(
         raise TrainingError("nothing-to-resume", f"there is no run folder {folder}")
     with locked_folder(folder):
         run = read_run(folder)
-        return _train(run.source, run, folder, tensorboard=tensorboard, progress=progress, on_epoch=on_epoch)
+        return _train(
+            open_dataset(run.source), run, folder, tensorboard=tensorboard, progress=progress, on_epoch=on_epoch
+        )
 
 
 def preview_augmentation(
@@ -149,7 +151,7 @@ def default_folder(source: str | Path) -> Path:
 
 
 def _train(
-    source: str | Path,
+    dataset: Dataset,
     run: UnfinishedRun,
     folder: Path,
     *,
@@ -161,7 +163,7 @@ def _train(
     clock = _Clock()
     way = open_way(run.recipe, folder, on_epoch=on_epoch, tensorboard=tensorboard)
     with clock.stage("read"):
-        dataset = check_contents(open_dataset(source), progress)
+        dataset = check_contents(dataset, progress)
         require_enough(dataset)
     with clock.stage("features"):
         dataset = way.prepare(dataset, progress)

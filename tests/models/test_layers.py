@@ -295,7 +295,7 @@ def test_at_most_so_many_images_from_the_whole_range(monkeypatch, tmp_path):
     images[50:] = 255
     mapped = np.lib.format.open_memmap(tmp_path / "images.npy", mode="w+", dtype=np.uint8, shape=images.shape)
     mapped[:] = images
-    monkeypatch.setattr(normalize_module, "_MAX_IMAGES", 10)
+    monkeypatch.setattr(normalize_module, "MAX_FITTED_IMAGES", 10)
     monkeypatch.setattr(normalize_module, "_BLOCK_VALUES", 3 * 16 * 3)
     transform = fit_transform(mapped, color="rgb", normalize=("featurewise_std",))
     np.testing.assert_allclose(transform.mean, 0.5)

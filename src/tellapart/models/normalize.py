@@ -29,7 +29,7 @@ MAX_ZCA_VALUES = 3_072
 
 _ZCA_EPSILON = 1e-6
 _ZCA_FLOOR = 1e-8  # of the variance; with less, the training images do not move
-_MAX_IMAGES = 10_000
+MAX_FITTED_IMAGES = 10_000
 _BLOCK_VALUES = 2**21  # 16 MiB in 64 bits
 
 
@@ -200,7 +200,7 @@ def _whitening(transform: InputTransform, images: NDArray[np.uint8]) -> FloatArr
 
 def _blocks(transform: InputTransform, images: NDArray[np.uint8]) -> Iterator[FloatArray]:
     """The images that are used, transformed as far as is known, a few at a time."""
-    rows = np.linspace(0, len(images) - 1, min(len(images), _MAX_IMAGES)).astype(np.int64)
+    rows = np.linspace(0, len(images) - 1, min(len(images), MAX_FITTED_IMAGES)).astype(np.int64)
     step = max(1, _BLOCK_VALUES // (3 * images.shape[1] ** 2))
     for start in range(0, len(rows), step):
         yield transform.apply(images[rows[start : start + step]])

@@ -12,9 +12,9 @@ _SERIES = (("train", "train"), ("val", "val"), ("running", "while training (augm
 _STYLE = """
 text{font:12px system-ui,sans-serif;fill:#333}.title{font-weight:600;font-size:14px}.axis{stroke:#bbb}.grid{stroke:#eee}
 polyline{fill:none;stroke-width:2}.train{stroke:#1f6fb4}.val{stroke:#d1690e}.running{stroke:#999;stroke-dasharray:4 3}
-.best{stroke:#d1690e;stroke-dasharray:2 3}.back{fill:#fff}
+.back{fill:#fff}
 @media(prefers-color-scheme:dark){.back{fill:#16181c}text{fill:#ddd}.axis{stroke:#555}.grid{stroke:#2a2d33}
-.train{stroke:#6db3f2}.val{stroke:#f2a65a}.best{stroke:#f2a65a}}
+.train{stroke:#6db3f2}.val{stroke:#f2a65a}}
 """
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from tellapart.models.filters import first_layer_filters
 from tellapart.models.graph import build_trunk, split_head
 from tellapart.models.layers import Layer, embedding_dim, first_convolution, parse_layers
 from tellapart.models.network import Network, build_network, state_arrays
-from tellapart.models.normalize import InputTransform, fit_transform
+from tellapart.models.normalize import MAX_FITTED_IMAGES, InputTransform, fit_transform
 from tellapart.records import EpochLog, Progress
 from tellapart.storage import atomic_file, write_bytes
 from tellapart.training.augment import contact_sheet
@@ -79,9 +80,7 @@ class GradientWay:
         layers = parse_layers(
             self.recipe.layers, input_size_px=self.recipe.input_size_px, channels=self.recipe.channels
         )
-        transform = fit_transform(
-            data.pixels[data.train], color=self.recipe.color, normalize=self.recipe.normalize_words
-        )
+        transform = self._transform(data, seed)
         objective = self._objective(dataset)
         network = self._network(layers, transform, objective, seed)
         with self._logged() as on_epoch:
@@ -169,16 +168,28 @@ class GradientWay:
             freeze_first=self.recipe.freeze_first_layer,
         ).to(self._device)
 
+    def _transform(self, data: LoopData, seed: int) -> InputTransform:
+        words = self.recipe.normalize_words
+        rows = np.random.default_rng(seed).permutation(data.train)[: MAX_FITTED_IMAGES if words else 1]
+        return fit_transform(data.pixels[np.sort(rows)], color=self.recipe.color, normalize=words)
+
     @contextmanager
     def _logged(self) -> Iterator[Callable[[EpochLog], None]]:
-        """Write each epoch to ``log.jsonl``, ``curves.svg`` and TensorBoard before passing it on."""
+        """Keep ``log.jsonl``, ``curves.svg`` and TensorBoard up to date, the files not more than once a second."""
         log: list[EpochLog] = []
+        written = 0.0
 
-        def on_epoch(entry: EpochLog) -> None:
-            log.append(entry)
+        def write() -> None:
             lines = "".join(json.dumps(asdict(line)) + "\n" for line in log)
             write_bytes(self._folder / "log.jsonl", lines.encode())
             write_bytes(self._folder / "curves.svg", draw_curves(log).encode())
+
+        def on_epoch(entry: EpochLog) -> None:
+            nonlocal written
+            log.append(entry)
+            if time.monotonic() - written > 1:
+                write()
+                written = time.monotonic()
             if self._events is not None:
                 for name, value in asdict(entry).items():
                     if value is not None:
@@ -188,6 +199,8 @@ class GradientWay:
         try:
             yield on_epoch
         finally:
+            if log:
+                write()
             if self._events is not None:
                 self._events.close()
 

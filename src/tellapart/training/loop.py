@@ -25,7 +25,7 @@ from tellapart.training.optim import AveragedWeights, Optimizer, lr_factor
 from tellapart.training.recipes import NetworkRecipe
 
 EVALUATION_BATCH_SIZE = 256
-MAX_TRAIN_SAMPLE = 1_000
+MAX_TRAIN_SAMPLE = 500
 """Training images that are measured after each epoch without augmentation: always the same."""
 
 _COMPILE_PAYS_SECONDS = (
@@ -144,11 +144,11 @@ def train_network(
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C into a request; the second is a KeyboardInterrupt again."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may handle signals
+    former = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or former == signal.SIG_IGN:
+        yield lambda: False  # only the main thread may handle signals; a background job is not meant
         return
     requested = threading.Event()
-    former = signal.getsignal(signal.SIGINT)
 
     def request(_signal: int, _frame: object) -> None:
         requested.set()
@@ -179,6 +179,7 @@ class _Run:
         self._best: dict[str, Tensor] = {}
         self._forward: Callable[[Tensor], Mapping[str, Tensor]] = self._network
         self._precision = _autocast_dtype(recipe, self._device)
+        self._drops_out = any(isinstance(module, nn.Dropout) for module in network.modules())
         rng = np.random.default_rng([seed, 0])
         self._sample = rng.permutation(data.train)[:MAX_TRAIN_SAMPLE]
         self._batches = _batch_starts(len(data.train), recipe.batch_size)
@@ -205,7 +206,8 @@ class _Run:
         position = self.position
         rows = self._rows(position.step)
         images, targets = self._batch(rows)
-        torch.manual_seed(_step_seed(self._seed, position.epoch, position.step))  # for dropout
+        if self._drops_out:
+            torch.manual_seed(_step_seed(self._seed, position.epoch, position.step))
         self._network.train()
         with torch.autocast(self._device.type, dtype=self._precision, enabled=self._precision is not None):
             logits = self._forward(images)["logits"]

@@ -38,6 +38,11 @@ class UnfinishedRun:
     fingerprint: str = ""
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a run folder holds something to go on from."""
+    return all((checkpoint_folder(folder) / name).exists() for name in (_RUN_FILE, STATE_FILE))
+
+
 def begin_run(folder: Path, run: UnfinishedRun) -> None:
     """Note what a run is about before it begins; recipes without a gradient loop have nothing to go on from.
 
@@ -45,7 +50,7 @@ def begin_run(folder: Path, run: UnfinishedRun) -> None:
         TrainingError: unfinished-run, when the folder holds another one that has learned something. One that ended before its
             first checkpoint, because a setting was wrong or an image missing, is in nobody's way.
     """
-    if all((checkpoint_folder(folder) / name).exists() for name in (_RUN_FILE, STATE_FILE)):
+    if is_unfinished(folder):
         message = f"{folder} holds an unfinished run, which a new one would destroy"
         hint = (
             f"go on with: tellapart train --resume {folder}; or begin anew in another folder with --out, "
