@@ -1,6 +1,9 @@
 """Embeddings: each computed once, whatever happens in between."""
 
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,3 +264,23 @@ def test_progress_counts_every_image_once(files, tmp_path):
 
 def test_no_files():
     assert run({}) == ({}, {})
+
+
+def test_a_signal_after_an_engine_was_freed_in_another_thread_is_survived():
+    """OpenVINO's plugin would leave the main thread a freed stack for its signal handlers."""
+    script = """
+import signal, sys, threading
+sys.path.insert(0, sys.argv[1])
+from tiny import tiny_model
+from tellapart.inference.predict import Classifier
+kept = [Classifier(tiny_model())]
+signal.signal(signal.SIGINT, lambda *_: print("handled", flush=True))
+thread = threading.Thread(target=kept.clear)
+thread.start()
+thread.join()
+signal.raise_signal(signal.SIGINT)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(Path(__file__).parent)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "handled"), done.stderr

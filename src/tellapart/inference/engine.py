@@ -1,5 +1,6 @@
 """Engines run a model on pixels."""
 
+import functools
 import threading
 from collections.abc import Generator, Iterable
 from typing import Literal, Protocol
@@ -34,7 +35,17 @@ class Engine(Protocol):
 
 def best_precision() -> Precision:
     """Bfloat16 where this processor computes in it natively, which is about twice as fast; float32 elsewhere."""
-    return "bf16" if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    return "bf16" if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+
+
+@functools.cache
+def _core() -> openvino.Core:
+    """The one core, which is never given up.
+
+    Its CPU plugin makes a stack for the signal handlers of the thread that loads it, and frees that when it goes; in whichever
+    thread that happens, the first one keeps the freed stack, and its next signal, such as Ctrl-C, ends the process.
+    """
+    return openvino.Core()
 
 
 class OpenVINOEngine:
@@ -51,7 +62,7 @@ class OpenVINOEngine:
 
     def __init__(self, model_bytes: bytes, *, input_size_px: int, precision: Precision | None = None) -> None:
         self.precision: Precision = precision or best_precision()
-        core = openvino.Core()
+        core = _core()
         try:
             model = core.read_model(model=model_bytes)
             model.reshape([BATCH_SIZE, input_size_px, input_size_px, 3])
