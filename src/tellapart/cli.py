@@ -17,7 +17,7 @@ from rich.table import Table
 
 import tellapart
 from tellapart.errors import RecipeError, TellapartError
-from tellapart.records import EpochLog
+from tellapart.records import EpochLog, SourceOptions
 from tellapart.training.curves import sparkline
 
 app = typer.Typer(
@@ -35,6 +35,21 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors o
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
 
 
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Class folders; a table (.csv, .jsonl, .parquet); .tar shards; hf:OWNER/NAME.", show_default=False
+    ),
+]
+ImageColumn = Annotated[str, typer.Option("--image-column", help="Column with the images or their paths.")]
+LabelColumn = Annotated[str, typer.Option("--label-column", help="Column with the class, or a list of labels.")]
+Labels = Annotated[str, typer.Option("--labels", help="Several labels an image: columns of 0 and 1, by comma.")]
+LabelSeparator = Annotated[str, typer.Option(help="Between the labels of a list; none: a cell is one class.")]
+SplitColumn = Annotated[str, typer.Option("--split-column", help="Column with train, val, calib or test.")]
+Root = Annotated[str, typer.Option(metavar="DIR", help="Folder that paths begin with. [default: the table's]")]
+OutsideRoot = Annotated[bool, typer.Option("--outside-root", help="Let a table name files outside that folder.")]
+
+
 @app.callback(invoke_without_command=True)
 def version(
     show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
@@ -48,7 +63,8 @@ def version(
 @app.command()
 def train(
     source: Annotated[
-        Path | None, typer.Argument(help="A folder with one folder of images for each class.", show_default=False)
+        str | None,
+        typer.Argument(help="Class folders; a table (.csv, .jsonl, .parquet); .tar shards; hf:OWNER/NAME."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/NAME]")] = None,
     recipe: Annotated[
@@ -67,10 +83,19 @@ def train(
         bool, typer.Option("--preview-augmentation", help="Only draw what augmentation does to some images.")
     ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events, too.")] = False,
+    image_column: ImageColumn = "",
+    label_column: LabelColumn = "",
+    labels: Labels = "",
+    label_separator: LabelSeparator = "",
+    group_column: Annotated[str, typer.Option(help="Column: its groups stay on one side of every split.")] = "",
+    group_pattern: Annotated[str, typer.Option(help="Regular expression: finds the group in a path.")] = "",
+    split_column: SplitColumn = "",
+    root: Root = "",
+    outside_root: OutsideRoot = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn a folder of labelled images into one verified model file and a report."""
+    """Turn labelled images into one verified model file and a report."""
     if (source is None) == (resume is None):
         raise typer.BadParameter("give a folder of images, or --resume and a run folder: one of the two")
     if resume is not None and (out is not None or recipe or settings or seed is not None or preview):
@@ -80,6 +105,17 @@ def train(
     folder = resume or out
     with user_errors(as_json, lambda: _how_to_go_on(folder)):
         changes = dict(_setting(text) for text in settings or [])
+        options = SourceOptions(
+            image_column=image_column,
+            label_column=label_column,
+            labels=_names(labels),
+            label_separator=label_separator,
+            group_column=group_column,
+            group_pattern=group_pattern,
+            split_column=split_column,
+            root=root,
+            outside_root=outside_root,
+        )
         from tellapart import pipeline
 
         folder = folder or (pipeline.default_folder(source) if source else None)
@@ -88,11 +124,18 @@ def train(
                 run = pipeline.resume(resume, tensorboard=tensorboard, progress=bar, on_epoch=bar.epoch)
             elif source is not None and preview:
                 picture = pipeline.preview_augmentation(
-                    source, recipe=recipe or "cnn", settings=changes, out=folder, seed=seed or 0, progress=bar
+                    source,
+                    options,
+                    recipe=recipe or "cnn",
+                    settings=changes,
+                    out=folder,
+                    seed=seed or 0,
+                    progress=bar,
                 )
             elif source is not None:
                 run = pipeline.train(
                     source,
+                    options,
                     recipe=recipe or "probe",
                     settings=changes,
                     out=folder,
@@ -116,16 +159,32 @@ def train(
 @app.command()
 def evaluate(
     model: ModelArgument,
-    source: Annotated[Path, typer.Argument(help="A folder with one folder of images for each class.")],
+    source: SourceArgument,
+    image_column: ImageColumn = "",
+    label_column: LabelColumn = "",
+    labels: Labels = "",
+    label_separator: LabelSeparator = "",
+    split_column: SplitColumn = "",
+    root: Root = "",
+    outside_root: OutsideRoot = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model file on labelled images it has not seen."""
     with user_errors(as_json):
+        options = SourceOptions(
+            image_column=image_column,
+            label_column=label_column,
+            labels=_names(labels),
+            label_separator=label_separator,
+            split_column=split_column,
+            root=root,
+            outside_root=outside_root,
+        )
         from tellapart.pipeline import evaluate as run_evaluate
 
         with progress_bar(quiet or as_json) as progress:
-            result = run_evaluate(model, source, progress=progress)
+            result = run_evaluate(model, source, options, progress=progress)
         if as_json:
             _print_json(result)
         elif not quiet:
@@ -218,9 +277,7 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
             "classes": ", ".join(card.class_names),
             "input": f"{card.preprocess.input_size_px} x {card.preprocess.input_size_px} px, {card.preprocess.resize}",
             "recipe": str(card.recipe.get("name")),
-            "test accuracy": _interval(card.metrics["accuracy"]) + f" on {card.metrics['n']} images"  # type: ignore[arg-type]
-            if card.metrics
-            else "not measured",
+            **_said_of_test(card.metrics),
             "temperature": f"{card.calibration.temperature:.3f} ({card.calibration.method}, {card.calibration.n} images)",
             "prediction sets": f"{card.conformal.coverage:.0%} coverage, {card.conformal.n} images"
             if card.conformal
@@ -250,7 +307,7 @@ def demo(
         folder, run = out / "digits", out / "run"
         _say(quiet, f"wrote {count:,} real handwritten digits to {folder}")
         _say(quiet, f"\n$ tellapart train {folder} --out {run}")
-        train(folder, out=run, quiet=quiet)
+        train(str(folder), out=run, quiet=quiet)
         _say(quiet, f"\n$ tellapart predict {run / 'model.onnx'} {folder / '3'} | head -5")
         from tellapart.inference.predict import load
 
@@ -347,6 +404,10 @@ def _setting(text: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def _print_json(document: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
@@ -354,6 +415,15 @@ def _print_json(document: Mapping[str, Any]) -> None:
 def _say(quiet: bool, text: str) -> None:
     if not quiet:
         out_console.print(text, markup=False, highlight=False)
+
+
+def _said_of_test(metrics: Mapping[str, Any]) -> dict[str, str]:
+    if not metrics:
+        return {"test": "not measured"}
+    return {
+        f"test {name.replace('_', ' ')}": f"{_interval(metrics[name])} on {metrics['n']} images"
+        for name in metrics["headline"]
+    }
 
 
 def _print_run(report: Mapping[str, Any], model_path: Path) -> None:
@@ -375,19 +445,24 @@ def _print_dataset(dataset: Mapping[str, Any]) -> None:
         " + {skipped:,} skipped".format(**counts),
         highlight=False,
     )
+    for note in dataset["notes"]:
+        out_console.print(f"  {note}", markup=False, highlight=False)
     for reason, count in dataset["reasons"].items():
         out_console.print(f"  {count:,} {reason}", highlight=False)
 
 
 def _print_metrics(test: Mapping[str, Any]) -> None:
     table = Table(title=f"\n{test['n']:,} test images", title_justify="left", title_style="")
-    for column in ("class", "images", "precision", "recall"):
-        table.add_column(column, justify="left" if column == "class" else "right")
+    metrics = [name for name in next(iter(test["per_class"].values())) if name != "n"]
+    for column in ("class", "images", *metrics):
+        table.add_column(column.replace("_", " "), justify="left" if column == "class" else "right")
     for name, of_class in test["per_class"].items():
-        table.add_row(name, str(of_class["n"]), _interval(of_class["precision"]), _interval(of_class["recall"]))
+        table.add_row(name, str(of_class["n"]), *(_interval(of_class[metric]) for metric in metrics))
     out_console.print(table)
-    out_console.print(f"accuracy [bold]{_interval(test['accuracy'])}[/]", highlight=False)
-    _print_confusions(test["class_names"], test["confusion_matrix"])
+    for name in test["headline"]:
+        out_console.print(f"{name.replace('_', ' ')} [bold]{_interval(test[name])}[/]", highlight=False)
+    if "confusion_matrix" in test:
+        _print_confusions(test["class_names"], test["confusion_matrix"])
 
 
 def _print_confusions(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> None:

@@ -1,5 +1,6 @@
 """The product on one screen: from labelled images to a verified model file and honest numbers."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,14 +16,23 @@ import polars as pl
 from tellapart import __version__
 from tellapart.data.check import check_contents, require_enough
 from tellapart.data.dataset import LABEL_KEY, Dataset, Split
-from tellapart.data.sources import open_dataset, open_test_images
+from tellapart.data.sources import DEFAULT_OPTIONS, Source, is_elsewhere, open_dataset, open_test_images
 from tellapart.data.split import split
 from tellapart.errors import DataError, TrainingError
 from tellapart.evaluation.decide import decide
 from tellapart.evaluation.task import RULES
 from tellapart.inference.model import ModelFile, pack
 from tellapart.inference.predict import Classifier, load
-from tellapart.records import Calibration, ConformalRule, EpochLog, ModelCard, Progress, Task, no_progress
+from tellapart.records import (
+    Calibration,
+    ConformalRule,
+    EpochLog,
+    ModelCard,
+    Progress,
+    SourceOptions,
+    Task,
+    no_progress,
+)
 from tellapart.storage import atomic_file, locked_folder, write_bytes, write_json
 from tellapart.training.recipes import Recipe, build_recipe, recipe_settings, recipe_toml
 from tellapart.training.resume import UnfinishedRun, begin_run, finish_run, read_run, require_same_images
@@ -58,7 +68,8 @@ def no_epoch(entry: EpochLog) -> None:
 
 
 def train(
-    source: str | Path,
+    source: Source,
+    options: SourceOptions = DEFAULT_OPTIONS,
     *,
     recipe: str | Recipe = "probe",
     settings: Mapping[str, Any] | None = None,
@@ -71,7 +82,9 @@ def train(
     """Turn labelled images into one verified model file and a report.
 
     Args:
-        source: a folder of class folders, or of train, val and test folders with class folders.
+        source: a folder of class folders, or of train, val and test folders with class folders; a table (CSV, JSON lines,
+            Parquet, polars, pandas); WebDataset shards; ``hf:owner/name``.
+        options: where in the source the images, labels, groups and parts are; what is empty is recognised.
         recipe: a recipe's name, or a recipe.
         settings: changes to the named recipe, such as ``{"input_size_px": 160}``.
         out: run folder; ``runs/`` and the source's name when None.
@@ -84,8 +97,8 @@ def train(
         TellapartError: the images, the recipe or the folder are at fault; its code and hint say how.
     """
     recipe = build_recipe(recipe, settings) if isinstance(recipe, str) else recipe
-    run = UnfinishedRun(source=str(Path(source).resolve()), recipe=recipe, seed=seed)
-    dataset = open_dataset(source)
+    run = UnfinishedRun(source=_lasting_name(source), options=options, recipe=recipe, seed=seed)
+    dataset = open_dataset(source, options)
     with locked_folder(Path(out) if out else default_folder(source)) as folder:
         begin_run(folder, run)
         return _train(dataset, run, folder, tensorboard=tensorboard, progress=progress, on_epoch=on_epoch)
@@ -93,6 +106,7 @@ def train(
 
 def resume(
     folder: str | Path,
+    source: Source | None = None,
     *,
     tensorboard: bool = False,
     progress: Progress = no_progress,
@@ -102,6 +116,7 @@ def resume(
 
     Args:
         folder: the run folder.
+        source: as given to ``train``; needed only for a table in memory.
         tensorboard: as in ``train``.
         progress: as in ``train``.
         on_epoch: as in ``train``; called for the epochs that lie behind, too.
@@ -121,7 +136,8 @@ def resume(
 
 
 def preview_augmentation(
-    source: str | Path,
+    source: Source,
+    options: SourceOptions = DEFAULT_OPTIONS,
     *,
     recipe: str | Recipe = "cnn",
     settings: Mapping[str, Any] | None = None,
@@ -140,14 +156,27 @@ def preview_augmentation(
     recipe = build_recipe(recipe, settings) if isinstance(recipe, str) else recipe
     folder = Path(out) if out else default_folder(source)
     way = open_way(recipe, folder, on_epoch=no_epoch, tensorboard=False)
-    dataset = way.prepare(check_contents(open_dataset(source), progress), progress)
+    dataset = way.prepare(check_contents(open_dataset(source, options), progress), progress)
     require_enough(dataset)
     return way.preview(_split(dataset, recipe, seed), seed=seed)
 
 
-def default_folder(source: str | Path) -> Path:
-    """Where a run goes when nobody says."""
-    return Path("runs") / Path(source).resolve().name
+def default_folder(source: Source) -> Path:
+    """Where a run goes when nobody says: a folder in ``runs`` with the source's name."""
+    if not isinstance(source, str | Path):
+        return Path("runs") / "table"
+    text = str(source)
+    last = Path(text.rstrip("/*")).name if is_elsewhere(text) else Path(text).resolve().name
+    return Path("runs") / (
+        re.sub(r"[^\w.-]+", "_", last.removesuffix(Path(last).suffix if not Path(text).is_dir() else "")) or "run"
+    )
+
+
+def _lasting_name(source: Source) -> str:
+    """The source by a name that holds in every folder; empty for a table in memory."""
+    if not isinstance(source, str | Path):
+        return ""
+    return str(source) if is_elsewhere(str(source)) else str(Path(source).resolve())
 
 
 def _train(
@@ -214,13 +243,18 @@ def _split(dataset: Dataset, recipe: Recipe, seed: int) -> Dataset:
 
 
 def evaluate(
-    model: str | Path | Classifier, source: str | Path, *, progress: Progress = no_progress
+    model: str | Path | Classifier,
+    source: Source,
+    options: SourceOptions = DEFAULT_OPTIONS,
+    *,
+    progress: Progress = no_progress,
 ) -> Mapping[str, Any]:
     """Measure a model file on labelled images.
 
     Args:
         model: a model file, or one that is open.
-        source: class folders named as the model's classes; of train, val and test folders the test folder only.
+        source: as for ``train``, with the model's classes; of a source with a test part that part only.
+        options: as for ``train``.
         progress: called as the images are answered.
 
     Returns:
@@ -231,7 +265,8 @@ def evaluate(
         DataError: the source is at fault.
     """
     classifier = model if isinstance(model, Classifier) else load(model)
-    dataset = check_contents(open_test_images(source, classifier.class_names), progress)
+    task = classifier.card.task
+    dataset = check_contents(open_test_images(source, classifier.class_names, options, task=task), progress)
     answers, refused = answer(classifier, dataset.used(), "testing", progress)
     dataset = dataset.with_outcome("refused", refused)
     if not len(dataset.used()):
@@ -263,6 +298,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     splits: tuple[Split, ...] = ("train", "val", "calib", "test")
     return {
         **asdict(dataset.counts()),
+        "notes": list(dataset.notes),
         "reasons": dataset.reasons(),
         "classes": dataset.class_counts(),
         "splits": {name: dataset.class_counts(name) for name in splits if len(dataset.used(name))},

@@ -1,6 +1,7 @@
 """The records that cross the layers: frozen, and checked where they are made."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -42,6 +43,44 @@ class Preprocess:
             raise RecipeError(
                 "bad-setting", f"interpolation must be bilinear or bicubic, got {self.interpolation!r}"
             )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceOptions:
+    """Where in a source the images, labels, groups and parts are; what is empty is recognised.
+
+    Attributes:
+        image_column: column of a table with the images or their paths; of shards the ending, such as ``jpg``.
+        label_column: column with one class an image, or with a list of labels.
+        labels: for several labels an image: columns of 0 and 1, or the names in a list column that count.
+        group_column: column whose equal values lie on one side of every split.
+        split_column: column with train, val, calib or test.
+        root: folder that relative paths begin with; the table's own when empty.
+        outside_root: whether a table may name files outside that folder.
+        label_separator: what stands between the labels of a list; ``none``: a cell is one class, whatever is in it.
+        group_pattern: regular expression searched in each path below the root; its first group, or all of the match.
+    """
+
+    image_column: str = ""
+    label_column: str = ""
+    labels: tuple[str, ...] = ()
+    group_column: str = ""
+    split_column: str = ""
+    root: str = ""
+    outside_root: bool = False
+    label_separator: str = ""
+    group_pattern: str = ""
+
+    def __post_init__(self) -> None:
+        if self.labels and len(set(self.labels)) != len(self.labels):
+            raise RecipeError("bad-setting", f"labels names one twice: {', '.join(self.labels)}")
+        if self.group_column and self.group_pattern:
+            raise RecipeError("bad-setting", "group_column and group_pattern exclude each other")
+        try:
+            re.compile(self.group_pattern)
+        except re.error as error:
+            message = f"group_pattern is no regular expression: {error}"
+            raise RecipeError("bad-setting", message, hint="such as 'patient([0-9]+)'") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,6 +241,30 @@ class EpochLog:
     lr: float
     images_per_s: float
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Issue:
+    """Something wrong with some images.
+
+    Attributes:
+        kind: of the files ``unreadable``, ``truncated``, ``wrong-extension``, ``name-clash``; of copies ``duplicate``,
+            ``near-duplicate``, ``label-conflict`` (the same picture in two classes), ``leak`` (in two splits); of the labels
+            ``label-error``, ``outlier``; of the pixels ``blank``, ``dark``, ``bright``, ``blurred``, ``odd-size``,
+            ``odd-shape``; of the classes ``imbalance``, ``small-class``.
+        severity: 0-1, to rank by.
+        paths: the images it is about; of copies, the one to keep first; none for a class.
+        evidence: the numbers and names behind it.
+    """
+
+    kind: str
+    severity: float
+    paths: tuple[str, ...]
+    evidence: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.severity <= 1:
+            raise ValueError(f"severity must be 0 to 1, got {self.severity}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

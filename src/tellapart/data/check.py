@@ -58,7 +58,8 @@ def require_enough(dataset: Dataset) -> None:
     # Images of a val folder calibrate: they teach nothing.
     learning = dataset.where(pl.col("split").is_null() | (pl.col("split") == "train")).class_counts()
     for name, count in learning.items():
-        lost = dataset.where(pl.col("label") == name, pl.col("status").is_in(["refused", "duplicate"]))
+        labelled = (pl.col("label") == name) | pl.col("labels").list.contains(name)
+        lost = dataset.where(labelled.fill_null(False), pl.col("status").is_in(["refused", "duplicate"]))
         why = f" ({len(lost)} more were refused or are duplicates)" if len(lost) else ""
         if not count:
             message = f"class {name!r} has no readable image{why}"

@@ -46,6 +46,7 @@ class Dataset:
         root: the folder the paths begin with.
         stored: images that lie inside other files, by path.
         task: ``classification``, or ``multilabel``: any number of labels an image.
+        notes: what was recognised in the source, in words, to be said aloud.
     """
 
     table: pl.DataFrame
@@ -53,6 +54,7 @@ class Dataset:
     root: Path
     stored: Mapping[str, StoredImage] = field(default_factory=dict, repr=False)
     task: Task = "classification"
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.table.schema != SCHEMA:

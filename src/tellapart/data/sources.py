@@ -1,192 +1,209 @@
-"""open_dataset: where labelled images come from."""
+"""open_dataset: where labelled images come from; all ways lead to the same Dataset."""
 
-import unicodedata
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any, Protocol
 
 import polars as pl
 
-from tellapart.data.dataset import SCHEMA, Dataset, Split
-from tellapart.errors import DataError
-from tellapart.imaging.files import has_images, iter_files, subfolders
+from tellapart.data.dataset import Dataset
+from tellapart.data.folders import FOLDER_HINT, list_class_folders
+from tellapart.data.hub import is_hub_name, local_copy
+from tellapart.data.label_files import TEXT_SUFFIXES, read_label_file
+from tellapart.data.listing import Listing, test_dataset, training_dataset
+from tellapart.data.metadata import metadata_files, read_metadata
+from tellapart.data.parquet import read_parquet, table_of_frame
+from tellapart.data.patterns import expand, is_address, is_pattern
+from tellapart.data.shards import read_shards
+from tellapart.data.tables import list_table
+from tellapart.errors import DataError, RecipeError
+from tellapart.imaging.files import has_images, natural_key, skip_rule, subfolders
+from tellapart.records import SourceOptions, Task
 
-# Keras' test folders, Kaggle's archives and torchvision's ImageFolder all use some of these.
-_SPLIT_NAMES: Mapping[str, Split] = MappingProxyType(
-    {
-        "train": "train",
-        "training": "train",
-        "training_set": "train",
-        "val": "val",
-        "valid": "val",
-        "validation": "val",
-        "validation_set": "val",
-        "test": "test",
-        "testing": "test",
-        "test_set": "test",
-    }
-)
+DEFAULT_OPTIONS = SourceOptions()
+_KINDS = "a folder, a table (.csv, .tsv, .jsonl, .parquet), shards (.tar), hf:owner/name"
+_COMPRESSED_SHARDS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_OTHER_KINDS = {
+    ".xlsx": "save the sheet as CSV (UTF-8)",
+    ".xls": "save the sheet as CSV (UTF-8)",
+    ".ods": "save the sheet as CSV (UTF-8)",
+    ".zip": "unpack it and give the folder",
+    ".arrow": "save it with to_parquet",
+    ".json": "write one object a line, as .jsonl, or a CSV",
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst"), "unpack it first"),
+}
 
 
-def open_dataset(source: str | Path) -> Dataset:
-    """List labelled images: class folders, or train / val / test folders of class folders.
+class PandasFrame(Protocol):
+    """As much of a pandas DataFrame as is used here."""
 
-    Both may lie one level down, as archives unpack. The class is the first folder below the source (or below the train
-    folder), however deep the file lies in it. Classes are matched by name across train, val and test. Nothing is read
-    yet but folders, and the first bytes of files whose names do not tell whether they are images.
+    columns: Any
+
+    def __getitem__(self, name: Any) -> Any: ...
+
+
+Source = str | Path | pl.DataFrame | PandasFrame
+"""A folder, a file, a glob or brace pattern, an address, ``hf:owner/name[@revision]``, or a table in memory."""
+
+
+def is_elsewhere(source: str) -> bool:
+    """Whether a name means something other than one file or folder here: a pattern, an address, a data set of a hub."""
+    return is_hub_name(source) or is_pattern(source) or is_address(source)
+
+
+def open_dataset(source: Source, options: SourceOptions = DEFAULT_OPTIONS) -> Dataset:
+    """List labelled images, however they come; ``notes`` say what was recognised. No image is read yet.
+
+    - class folders, or train, val and test folders of class folders: the class is the first folder below the source (or
+      below the train folder), however deep the file lies in it; both may lie one level down, as archives unpack;
+    - a table (CSV, TSV, JSON lines, Parquet, polars, pandas) that names files, or holds them;
+    - WebDataset shards; Hugging Face folders and data sets.
+
+    Classes are matched by name across the parts.
 
     Raises:
-        DataError: source-not-found, no-images, single-class, empty-class, class-names-clash, class-mismatch.
+        DataError: the source is missing, of no known kind, damaged or ambiguous, or holds too little to tell classes apart.
+        RecipeError: bad-setting, for options that the source has no use for.
+        TrainingError: package-missing.
     """
-    root, parts = _find_parts(_existing_folder(source))
-    rows: list[dict[str, str | None]] = []
-    for split, folder in parts:
-        rows += _rows(folder, split)
-    if parts[0][1] != root:
-        rows += _rows_beside(root, [folder for _, folder in parts])
-    class_names = _class_names(parts)
-    dataset = Dataset(table=pl.DataFrame(rows, schema=SCHEMA), class_names=class_names, root=root)
-    _require_classes(dataset, root)
-    return dataset
+    return training_dataset(_list(source, options, ()), options)
 
 
-def open_test_images(source: str | Path, class_names: tuple[str, ...]) -> Dataset:
+def open_test_images(
+    source: Source,
+    class_names: tuple[str, ...],
+    options: SourceOptions = DEFAULT_OPTIONS,
+    *,
+    task: Task | None = None,
+) -> Dataset:
     """List the images a model is to be measured on.
 
-    A source with a test folder gives that; a source with class folders gives all of it. Classes are the model's: images in
-    folders of other names are refused one by one as ``unknown-class``, and classes without images are no error.
+    A source with a test part gives that, any other all of it. Classes are the model's: images of other classes are
+    refused one by one as ``unknown-class``, and classes without images are no error.
+
+    Args:
+        source: as for ``open_dataset``.
+        class_names: the model's.
+        options: as for ``open_dataset``.
+        task: the model's; None takes the source's.
 
     Raises:
-        DataError: source-not-found, no-images, class-mismatch when no folder has the name of a class.
+        DataError: as ``open_dataset``; class-mismatch when no label is one of the model's, task-mismatch.
     """
-    root, parts = _find_parts(_existing_folder(source))
-    folders = [folder for split, folder in parts if split == "test"] or [folder for _, folder in parts]
-    rows = [row for folder in folders for row in _rows(folder, "test")]
-    dataset = Dataset(table=pl.DataFrame(rows, schema=SCHEMA), class_names=class_names, root=root)
-    if not len(dataset.used()):
-        raise DataError("no-images", f"there is no image in a class folder below {root}")
-    unknown = dataset.used().where(~pl.col("label").is_in(class_names))
-    if len(unknown) == len(dataset.used()):
-        found = ", ".join(dict.fromkeys(unknown.table["label"]))
-        message = f"no folder in {root} has the name of one of the model's classes ({', '.join(class_names)})"
-        raise DataError("class-mismatch", message, hint=f"found: {found}; names must match to the letter")
-    detail = f"the model knows {', '.join(class_names)}"
-    return dataset.with_outcome("refused", dict.fromkeys(unknown.paths, ("unknown-class", detail)))
+    return test_dataset(_list(source, options, class_names), class_names, options, task)
 
 
-def _existing_folder(source: str | Path) -> Path:
-    folder = Path(source)
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        hint = "give a folder that holds one folder of images for each class, such as photos/cat and photos/dog"
-        raise DataError("source-not-found", f"{folder} {what}", hint=hint)
-    return folder
+def _list(source: Source, options: SourceOptions, known: Sequence[str]) -> Listing:
+    """Everything the source holds."""
+    if isinstance(source, pl.DataFrame):
+        return list_table(table_of_frame(source, Path(options.root or ".")), options, known)
+    if not isinstance(source, str | Path):
+        return _list(_from_pandas(source), options, known)
+    text = str(source)
+    if is_hub_name(text):
+        copy = local_copy(text)
+        listing = _list_folder(copy.folder, options, known, bounds=copy.bounds)
+        return replace(listing, shown=text, notes=(copy.note, *listing.notes))
+    if is_pattern(text):
+        return _list_files(expand(text), text, options, known)
+    if is_address(text):
+        return _list_files([text], text, options, known)
+    if not Path(text).exists():
+        raise DataError("source-not-found", f"{text} does not exist", hint=FOLDER_HINT)
+    if Path(text).is_dir():
+        return _list_folder(Path(text), options, known)
+    return _list_files([text], text, options, known)
 
 
-def _find_parts(folder: Path) -> tuple[Path, list[tuple[Split | None, Path]]]:
-    """The folder that holds the classes or the parts, and the parts; one part without a name if there are none."""
-    for candidate in (folder, _only_child(folder)):
-        if candidate is None:
-            continue
-        parts = _named_parts(candidate)
-        if parts:
-            return candidate, parts
-        if candidate != folder and len(subfolders(candidate)) > 1:
-            return candidate, [(None, candidate)]
-    return folder, [(None, folder)]
-
-
-def _named_parts(folder: Path) -> list[tuple[Split | None, Path]]:
-    """Train, val and test folders. A class may be called "train" too: its folder holds images, not classes.
-
-    Where it holds both, the classes it shares with another part tell.
-    """
-    named = {child: _SPLIT_NAMES.get(child.name.casefold()) for child in subfolders(folder)}
-    inside = {child: {inner.name for inner in subfolders(child)} for child, split in named.items() if split}
-    parts: list[tuple[Split | None, Path]] = []
-    for child, names in inside.items():
-        shared = any(names & others for other, others in inside.items() if other != child)
-        if names and (shared or not has_images(child)):
-            inner = _only_child(child)
-            unpacked_twice = inner is not None and _SPLIT_NAMES.get(inner.name.casefold()) == named[child]
-            parts.append((named[child], inner if inner is not None and unpacked_twice else child))
-    return parts if any(split == "train" for split, _ in parts) else []
-
-
-def _only_child(folder: Path) -> Path | None:
-    children = subfolders(folder)
-    return children[0] if len(children) == 1 and not has_images(folder) else None
-
-
-def _rows(folder: Path, split: Split | None) -> list[dict[str, str | None]]:
-    rows: list[dict[str, str | None]] = []
-    for found in iter_files(folder):
-        inside = found.path.relative_to(folder).parts
-        label = _class_name(inside[0]) if len(inside) > 1 else None
-        skip = found.skip or ("" if label else "outside-class-folder")
-        rows.append(
-            {
-                "path": str(found.path),
-                "label": label,
-                "split": None if skip else split,
-                "status": "skipped" if skip else "used",
-                "reason": skip,
-                "detail": "",
-            }
-        )
-    return rows
-
-
-def _rows_beside(root: Path, folders: list[Path]) -> list[dict[str, str | None]]:
-    """Files below the source that lie in none of its parts."""
-    return [
-        {
-            "path": str(found.path),
-            "status": "skipped",
-            "reason": found.skip or "outside-class-folder",
-            "detail": "",
-        }
-        for found in iter_files(root)
-        if not any(found.path.is_relative_to(folder) for folder in folders)
-    ]
-
-
-def _class_name(folder_name: str) -> str:
-    """Accented letters in one form: file systems and archives differ in how they store them."""
-    return unicodedata.normalize("NFC", folder_name)
-
-
-def _class_names(parts: list[tuple[Split | None, Path]]) -> tuple[str, ...]:
-    learned = [folder for split, folder in parts if split in (None, "train")]
-    names = dict.fromkeys(_class_name(child.name) for folder in learned for child in subfolders(folder))
-    for split, folder in parts:
-        for child in subfolders(folder):
-            if _class_name(child.name) not in names:
-                message = f"{child} holds a class that is in none of the training folders ({', '.join(names)})"
-                raise DataError("class-mismatch", message, hint=f"rename or remove the folder in {split}")
-    by_folded: dict[str, str] = {}
-    for name in names:
-        other = by_folded.setdefault(name.casefold(), name)
-        if other != name:
-            message = f"the classes {other!r} and {name!r} have names that differ only by case"
-            raise DataError("class-names-clash", message, hint="put their images into one folder, or rename one")
-    return tuple(names)
-
-
-def _require_classes(dataset: Dataset, root: Path) -> None:
-    used = dataset.used()
-    if not len(used):
-        hint = "give a folder that holds one folder of images for each class, such as photos/cat and photos/dog"
-        raise DataError("no-images", f"no image was found in a class folder below {root}", hint=hint)
-    trained = Counter(used.where(pl.col("split").is_null() | (pl.col("split") == "train")).table["label"])
-    if len(dataset.class_names) == 1:
-        only = dataset.class_names[0]
-        message = f"all images in {root} are of one class, {only!r}; telling apart needs two"
+def _list_files(
+    files: Sequence[str],
+    shown: str,
+    options: SourceOptions,
+    known: Sequence[str],
+    *,
+    root: Path | None = None,
+    bounds: Path | None = None,
+) -> Listing:
+    """One file, or several of a kind that comes in several."""
+    suffixes = {Path(file).suffix.casefold() for file in files}
+    if any(file.casefold().endswith(_COMPRESSED_SHARDS) for file in files) or suffixes == {".tar"}:
+        return list_table(read_shards(files, options), options, known)
+    if any(is_address(file) for file in files):
         raise DataError(
-            "single-class", message, hint=f"add a folder beside {only!r} with images of something else"
+            "unsupported-source", f"{shown}: only .tar shards are read from elsewhere", hint="copy it here"
         )
-    for name in dataset.class_names:
-        if not trained[name]:
-            hint = f"add images to the folder {name!r}, or remove it"
-            raise DataError("empty-class", f"class {name!r} has no image below {root}", hint=hint)
+    if suffixes == {".parquet"}:
+        paths = [Path(file) for file in files]
+        return list_table(read_parquet(paths, root or paths[0].parent, bounds), options, known)
+    if len(files) == 1 and suffixes <= set(TEXT_SUFFIXES):
+        return list_table(read_label_file(Path(files[0])), options, known)
+    if len(files) > 1:
+        message = f"{shown} stands for {len(files):,} files; several may be .tar or .parquet, all of one kind"
+        raise DataError("unsupported-source", message, hint=f"give {_KINDS}")
+    hint = _OTHER_KINDS.get(Path(files[0]).suffix.casefold())
+    if hint:
+        raise DataError(
+            "unsupported-source", f"{shown} is of a kind that holds no labels for tellapart", hint=hint
+        )
+    raise DataError("source-not-found", f"{shown} is a file, not a folder or a table", hint=f"give {_KINDS}")
+
+
+def _list_folder(
+    folder: Path, options: SourceOptions, known: Sequence[str], bounds: Path | None = None
+) -> Listing:
+    """A folder of class folders, of a table that describes it, of Parquet files or of shards."""
+    metadata = metadata_files(folder)
+    if metadata:
+        return list_table(read_metadata(metadata, folder, bounds), options, known)
+    if not _has_pictures(folder):
+        for suffix in (".parquet", ".tar"):
+            files = _files_below(folder, suffix)
+            if files:
+                return _list_files(files, str(folder), options, known, root=folder, bounds=bounds)
+    if options != SourceOptions(group_pattern=options.group_pattern, outside_root=options.outside_root):
+        message = f"{folder} holds class folders: columns, labels, a separator and a root are for tables"
+        raise RecipeError("bad-setting", message, hint="give the table itself, such as photos/labels.csv")
+    return list_class_folders(folder)
+
+
+def _has_pictures(folder: Path) -> bool:
+    """Whether there are images in the folder or two levels below: then what else lies there is no source."""
+    below = subfolders(folder)
+    return any(has_images(place) for place in (folder, *below)) or any(
+        has_images(inner) for place in below for inner in subfolders(place)
+    )
+
+
+def _files_below(folder: Path, suffix: str) -> list[str]:
+    """Files of an ending in the folder and two levels below, in natural order."""
+    found = [
+        str(path)
+        for depth in ("*", "*/*", "*/*/*")
+        for path in folder.glob(depth + suffix)
+        if path.is_file() and not any(map(skip_rule, path.relative_to(folder).parts))
+    ]
+    return sorted(found, key=lambda path: (natural_key(path), path))
+
+
+def _from_pandas(frame: PandasFrame) -> pl.DataFrame:
+    """A pandas table, column by column: its own way to polars needs another package.
+
+    Raises:
+        RecipeError: bad-setting, for what is no table.
+    """
+    if not type(frame).__module__.startswith("pandas"):
+        raise RecipeError("bad-setting", f"a source is {_KINDS}, or a polars or pandas table, not {type(frame)}")
+    columns = {str(name): [_pandas_cell(cell) for cell in frame[name].tolist()] for name in frame.columns}
+    for name, cells in columns.items():
+        if len({type(cell) for cell in cells if cell is not None}) > 1:
+            columns[name] = [None if cell is None else str(cell) for cell in cells]
+    return pl.DataFrame(columns)
+
+
+def _pandas_cell(cell: Any) -> Any:
+    """Text, bytes and lists as they are, a number as text, and nothing for each of its ways to say nothing."""
+    if isinstance(cell, str | bytes | list):
+        return cell
+    missing = cell is None or cell != cell or str(cell) in ("NaT", "<NA>")
+    return None if missing else str(cell)

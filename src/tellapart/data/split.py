@@ -121,7 +121,8 @@ def _draw_units(units: list[_Unit], fractions: Mapping[Split, float]) -> dict[st
     Raises:
         DataError: too-few-groups, when a part is left without images.
 
-    Source: Sechidis, Tsoumakas and Vlahavas 2011, "On the Stratification of Multi-Label Data", algorithm 1; here a unit is dealt out whole.
+    Source: Sechidis, Tsoumakas and Vlahavas 2011, "On the Stratification of Multi-Label Data", algorithm 1; here a unit is
+    dealt out whole.
     """
     shares = _shares(fractions)
     total = sum((unit.labels for unit in units), Counter[str]())

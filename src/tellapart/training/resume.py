@@ -2,10 +2,11 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tellapart.errors import TellapartError, TrainingError
+from tellapart.records import SourceOptions
 from tellapart.storage import write_json
 from tellapart.training.recipes import NetworkRecipe, Recipe, build_recipe, recipe_settings
 
@@ -26,13 +27,15 @@ class UnfinishedRun:
     """A run that was begun and has not come to its end.
 
     Attributes:
-        source: where its images are.
+        source: where its images are; empty for a table in memory.
+        options: what was said about the source.
         recipe: as it was asked for.
         seed: of its splits and all else.
         fingerprint: of the dataset after the split; empty until then.
     """
 
     source: str
+    options: SourceOptions
     recipe: Recipe
     seed: int
     fingerprint: str = ""
@@ -73,8 +76,13 @@ def read_run(folder: Path) -> UnfinishedRun:
         document = json.loads(path.read_bytes())
         settings = document["settings"]
         recipe = build_recipe(settings.pop("name"), settings)
+        options = document["options"]
         return UnfinishedRun(
-            source=document["source"], recipe=recipe, seed=document["seed"], fingerprint=document["fingerprint"]
+            source=document["source"],
+            options=SourceOptions(**{**options, "labels": tuple(options["labels"])}),
+            recipe=recipe,
+            seed=document["seed"],
+            fingerprint=document["fingerprint"],
         )
     except FileNotFoundError as error:
         message = f"{folder} holds no unfinished run"
@@ -93,7 +101,7 @@ def require_same_images(folder: Path, run: UnfinishedRun, fingerprint: str) -> N
     if not isinstance(run.recipe, NetworkRecipe):
         return
     if not run.fingerprint:
-        _write(folder, UnfinishedRun(source=run.source, recipe=run.recipe, seed=run.seed, fingerprint=fingerprint))
+        _write(folder, replace(run, fingerprint=fingerprint))
     elif run.fingerprint != fingerprint:
         message = f"the images in {run.source} are not those that the run in {folder} began with"
         hint = f"bring them back, or train anew in another folder: tellapart train {run.source} --out FOLDER"
@@ -116,6 +124,7 @@ def _clear(folder: Path) -> None:
 def _write(folder: Path, run: UnfinishedRun) -> None:
     document = {
         "source": run.source,
+        "options": asdict(run.options),
         "settings": recipe_settings(run.recipe),
         "seed": run.seed,
         "fingerprint": run.fingerprint,
