@@ -176,7 +176,7 @@ def refusals(run, photos, tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "single/cat/1.png")
     return [
         (["train", tmp_path / "missing"], "source-not-found"),
-        (["train", tmp_path / "file.txt"], "source-not-found"),
+        (["train", tmp_path / "file.txt"], "damaged-table"),
         (["train", tmp_path / "empty"], "no-images"),
         (["train", tmp_path / "single"], "single-class"),
         (["train", photos, "--recipe", "magic"], "unknown-recipe"),
@@ -262,3 +262,43 @@ def test_after_an_interruption_the_next_step_is_one_that_works(photos, tmp_path,
 
 def interrupt(*_arguments):
     raise KeyboardInterrupt
+
+
+def test_a_table_trains_and_is_measured_with_the_same_options(photos, tmp_path):
+    rows = [f"{path};{path.parent.name};{path.parent.name}" for path in sorted(photos.rglob("*.*"))]
+    table = tmp_path / "labels.csv"
+    table.write_text("file;species;other\n" + "\n".join(rows) + "\n")
+    chosen = ["--image-column", "file", "--label-column", "species", "--root", photos]
+    assert "[ambiguous-columns]" in call("train", table, "--root", photos, "--out", tmp_path / "run").stderr
+    done = call("train", table, *chosen, "--out", tmp_path / "run", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["dataset"]["used"] == len(rows)
+    measured = json.loads(call("evaluate", report["model"], table, *chosen, "--json").stdout)
+    assert measured["test"]["n"] == len(rows)
+
+
+def test_several_labels_an_image(photos, tmp_path):
+    """From the table to a row of predictions with the labels in one cell."""
+    table = tmp_path / "labels.csv"
+    rows = [
+        (path, int("blobs" in path.name or "stripes" in path.name), int("dots" in path.name), i % 2)
+        for i, path in enumerate(sorted(photos.rglob("*.*")))
+    ]
+    table.write_text("file,warm,dotted,odd\n" + "".join(f"{p},{a},{b},{c}\n" for p, a, b, c in rows))
+    done = call(
+        "train", table, "--labels", "warm,dotted,odd", "--root", photos, "--out", tmp_path / "run", "--json"
+    )
+    assert done.exit_code == 0, done.output
+    test = json.loads(done.stdout)["test"]
+    assert test["map"]["low"] <= test["map"]["value"] <= test["map"]["high"]
+    assert set(test["per_class"]) == {"warm", "dotted", "odd"}
+    done = call("predict", tmp_path / "run/model.onnx", photos, "--probs")
+    first = next(csv.DictReader(io.StringIO(done.stdout)))
+    assert set(first["label"].split(";")) <= {"warm", "dotted", "odd", ""}
+    assert (
+        "average precision"
+        in call(
+            "evaluate", tmp_path / "run/model.onnx", table, "--labels", "warm,dotted,odd", "--root", photos
+        ).stdout
+    )

@@ -130,9 +130,8 @@ def resume(
         raise TrainingError("nothing-to-resume", f"there is no run folder {folder}")
     with locked_folder(folder):
         run = read_run(folder)
-        return _train(
-            open_dataset(run.source), run, folder, tensorboard=tensorboard, progress=progress, on_epoch=on_epoch
-        )
+        dataset = open_dataset(run.source if source is None else source, run.options)
+        return _train(dataset, run, folder, tensorboard=tensorboard, progress=progress, on_epoch=on_epoch)
 
 
 def preview_augmentation(

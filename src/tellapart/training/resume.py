@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from tellapart.errors import TellapartError, TrainingError
@@ -28,16 +28,16 @@ class UnfinishedRun:
 
     Attributes:
         source: where its images are; empty for a table in memory.
-        options: what was said about the source.
         recipe: as it was asked for.
         seed: of its splits and all else.
+        options: what was said about the source.
         fingerprint: of the dataset after the split; empty until then.
     """
 
     source: str
-    options: SourceOptions
     recipe: Recipe
     seed: int
+    options: SourceOptions = field(default_factory=SourceOptions)
     fingerprint: str = ""
 
 
