@@ -352,14 +352,15 @@ def progress_bar(hidden: bool) -> Iterator["_Reporter"]:
         disable=hidden,
     )
     with bar:
-        yield _Reporter(bar)
+        yield _Reporter(bar, hidden)
 
 
 class _Reporter:
     """Shows what the pipeline says while it works."""
 
-    def __init__(self, bar: Progress) -> None:
+    def __init__(self, bar: Progress, hidden: bool) -> None:
         self._bar = bar
+        self._hidden = hidden
         self._tasks: dict[str, TaskID] = {}
         self._begun: dict[str, int] = {}
         self._losses: list[float] = []
@@ -379,6 +380,8 @@ class _Reporter:
         if loss is None or accuracy is None:
             loss, accuracy, part = entry.train_loss, entry.train_accuracy, "train"
         self._losses.append(loss)
+        if self._hidden:
+            return
         self._bar.print(
             f"epoch {entry.epoch}/{entry.epochs}  train loss {entry.train_loss:.3f} accuracy {entry.train_accuracy:.1%}"
             + (f"  val loss {loss:.3f} accuracy {accuracy:.1%}" if part == "val" else "")
