@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -303,3 +304,37 @@ def test_several_labels_an_image(photos, tmp_path):
             "evaluate", tmp_path / "run/model.onnx", table, "--labels", "warm,dotted,odd", "--root", photos
         ).stdout
     )
+
+
+def test_what_check_finds_train_leaves_out(photos, tmp_path):
+    """A planted wrong label and a broken file: on the page, in the table, in the list, and out of training."""
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "dots/broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing more")
+    fixes = tmp_path / "fixes.csv"
+    done = call("check", folder, "--out", tmp_path / "found", "--fix-list", fixes, "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert said["counts"]["unreadable"] == 1
+    assert said["dataset"]["seen"] == 61
+    table = pl.read_parquet(tmp_path / "found/issues.parquet")
+    assert len(table) == sum(said["counts"].values())
+    assert "broken.jpg" in (tmp_path / "found/check.html").read_text()
+    kept = [line for line in fixes.read_text().splitlines() if "broken.jpg" in line or line.startswith("path,")]
+    fixes.write_text("\n".join(kept) + "\n")
+    done = call("train", folder, "--exclude", fixes, "--out", tmp_path / "run", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["dataset"]["reasons"] == {"excluded": 1}
+    fixes.write_text("path,action\nnowhere.jpg,exclude\n")
+    assert "[no-path]" in call("train", folder, "--exclude", fixes, "--out", tmp_path / "run").stderr
+
+
+def test_check_needs_no_labels(photos, tmp_path):
+    folder = tmp_path / "loose"
+    folder.mkdir()
+    for path in list(photos.rglob("*.*"))[:8]:
+        shutil.copy(path, folder)
+    shutil.copy(next(folder.iterdir()), folder / "copy.png")
+    done = call("check", folder, "--out", tmp_path / "found")
+    assert done.exit_code == 0, done.output
+    assert "duplicate" in done.stdout

@@ -19,10 +19,13 @@ _HOMES = {
     "Prediction": "tellapart.records",
     "Run": "tellapart.pipeline",
     "TellapartError": "tellapart.errors",
+    "SourceOptions": "tellapart.records",
+    "check": "tellapart.pipeline",
     "decode_image": "tellapart.imaging.decode",
     "evaluate": "tellapart.pipeline",
     "load": "tellapart.inference.predict",
     "open_dataset": "tellapart.data.sources",
+    "resume": "tellapart.pipeline",
     "train": "tellapart.pipeline",
 }
 

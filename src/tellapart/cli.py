@@ -14,10 +14,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 import tellapart
 from tellapart.errors import RecipeError, TellapartError
-from tellapart.records import EpochLog, SourceOptions
+from tellapart.records import EpochLog, Issue, SourceOptions
 from tellapart.training.curves import sparkline
 
 app = typer.Typer(
@@ -92,6 +93,8 @@ def train(
     split_column: SplitColumn = "",
     root: Root = "",
     outside_root: OutsideRoot = False,
+    exclude: Annotated[str, typer.Option(metavar="CSV", help="Fix list: leave out what it says to exclude.")] = "",
+    relabel: Annotated[str, typer.Option(metavar="CSV", help="Fix list: relabel what it says.")] = "",
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -115,6 +118,8 @@ def train(
             split_column=split_column,
             root=root,
             outside_root=outside_root,
+            exclude=exclude and str(Path(exclude).resolve()),
+            relabel=relabel and str(Path(relabel).resolve()),
         )
         from tellapart import pipeline
 
@@ -154,6 +159,66 @@ def train(
         if run.interrupted:
             err_console.print(f"stopped early; {_how_to_go_on(folder)}", markup=False, highlight=False)
             raise typer.Exit(130)
+
+
+@app.command()
+def check(
+    source: SourceArgument,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the page and the table. [default: checks/NAME]")
+    ] = None,
+    fix_list: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="Write what could be excluded or relabelled.")
+    ] = None,
+    image_column: ImageColumn = "",
+    label_column: LabelColumn = "",
+    labels: Labels = "",
+    label_separator: LabelSeparator = "",
+    split_column: SplitColumn = "",
+    root: Root = "",
+    outside_root: OutsideRoot = False,
+    seed: Annotated[int, typer.Option(help="Draws the folds of the search for label errors.")] = 0,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find what is wrong with images and labels, worst first; nothing in the folder is changed."""
+    with user_errors(as_json):
+        options = SourceOptions(
+            image_column=image_column,
+            label_column=label_column,
+            labels=_names(labels),
+            label_separator=label_separator,
+            split_column=split_column,
+            root=root,
+            outside_root=outside_root,
+        )
+        from tellapart import pipeline
+
+        folder = out or Path("checks") / pipeline.default_folder(source).name
+        with progress_bar(quiet or as_json) as progress:
+            result = pipeline.check(source, options, out=folder, fix_list=fix_list, seed=seed, progress=progress)
+        dataset = pipeline.describe(result.dataset)
+        if as_json:
+            _print_json(
+                {
+                    "counts": dict(result.counts),
+                    "notes": list(result.notes),
+                    "dataset": dataset,
+                    "out": str(folder),
+                }
+            )
+        elif not quiet:
+            _print_dataset(dataset)
+            _print_issues(result.counts, {issue.kind: issue for issue in reversed(result.issues)}, result.notes)
+            _say(
+                quiet,
+                f"\n{folder / 'check.html'}: look through it   {folder / 'issues.parquet'}: all of it as a table",
+            )
+            if fix_list is not None:
+                _say(
+                    quiet,
+                    f"{fix_list}: edit it, then tellapart train {source} --exclude {fix_list} --relabel {fix_list}",
+                )
 
 
 @app.command()
@@ -452,6 +517,28 @@ def _print_dataset(dataset: Mapping[str, Any]) -> None:
         out_console.print(f"  {note}", markup=False, highlight=False)
     for reason, count in dataset["reasons"].items():
         out_console.print(f"  {count:,} {reason}", highlight=False)
+
+
+def _print_issues(counts: Mapping[str, int], worst: Mapping[str, Issue], notes: Sequence[str]) -> None:
+    if not counts:
+        out_console.print("nothing was found")
+    else:
+        table = Table(title="")
+        for column in ("issue", "count", "severity", "the worst"):
+            table.add_column(column, justify="right" if column in ("count", "severity") else "left")
+        for kind, count in counts.items():
+            first = worst[kind]
+            shown = (
+                first.paths[0]
+                if first.paths
+                else ", ".join(f"{key} {value}" for key, value in first.evidence.items())
+            )
+            table.add_row(
+                kind, f"{count:,}", f"{first.severity:.2f}", Text(shown, overflow="ellipsis", no_wrap=True)
+            )
+        out_console.print(table)
+    for note in notes:
+        out_console.print(f"  {note}", markup=False, highlight=False)
 
 
 def _print_metrics(test: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,24 @@ import numpy as np
 import polars as pl
 
 from tellapart import __version__
+from tellapart.checking.fixes import apply_fixes, read_fix_list, write_fix_list
+from tellapart.checking.page import render_page
+from tellapart.checking.run import CheckResult, run_check, write_issues
 from tellapart.data.check import check_contents, require_enough
 from tellapart.data.dataset import LABEL_KEY, Dataset, Split
-from tellapart.data.sources import DEFAULT_OPTIONS, Source, is_elsewhere, open_dataset, open_test_images
+from tellapart.data.sources import (
+    DEFAULT_OPTIONS,
+    Source,
+    is_elsewhere,
+    open_dataset,
+    open_images,
+    open_test_images,
+)
 from tellapart.data.split import split
 from tellapart.errors import DataError, TrainingError
 from tellapart.evaluation.decide import decide
 from tellapart.evaluation.task import RULES
+from tellapart.inference.bundled import open_backbone
 from tellapart.inference.model import ModelFile, pack
 from tellapart.inference.predict import Classifier, load
 from tellapart.records import (
@@ -34,7 +46,8 @@ from tellapart.records import (
     no_progress,
 )
 from tellapart.storage import atomic_file, locked_folder, write_bytes, write_json
-from tellapart.training.recipes import Recipe, build_recipe, recipe_settings, recipe_toml
+from tellapart.training.label_check import out_of_fold_probs
+from tellapart.training.recipes import Recipe, build_recipe, probe, recipe_settings, recipe_toml
 from tellapart.training.resume import UnfinishedRun, begin_run, finish_run, read_run, require_same_images
 from tellapart.training.train import Fitted, open_way
 from tellapart.training.verify import Answers, answer, verify
@@ -98,7 +111,7 @@ def train(
     """
     recipe = build_recipe(recipe, settings) if isinstance(recipe, str) else recipe
     run = UnfinishedRun(source=_lasting_name(source), options=options, recipe=recipe, seed=seed)
-    dataset = open_dataset(source, options)
+    dataset = _open(source, options)
     with locked_folder(Path(out) if out else default_folder(source)) as folder:
         begin_run(folder, run)
         return _train(dataset, run, folder, tensorboard=tensorboard, progress=progress, on_epoch=on_epoch)
@@ -130,7 +143,7 @@ def resume(
         raise TrainingError("nothing-to-resume", f"there is no run folder {folder}")
     with locked_folder(folder):
         run = read_run(folder)
-        dataset = open_dataset(run.source if source is None else source, run.options)
+        dataset = _open(run.source if source is None else source, run.options)
         return _train(dataset, run, folder, tensorboard=tensorboard, progress=progress, on_epoch=on_epoch)
 
 
@@ -155,7 +168,7 @@ def preview_augmentation(
     recipe = build_recipe(recipe, settings) if isinstance(recipe, str) else recipe
     folder = Path(out) if out else default_folder(source)
     way = open_way(recipe, folder, on_epoch=no_epoch, tensorboard=False)
-    dataset = way.prepare(check_contents(open_dataset(source, options), progress), progress)
+    dataset = way.prepare(check_contents(_open(source, options), progress), progress)
     require_enough(dataset)
     return way.preview(_split(dataset, recipe, seed), seed=seed)
 
@@ -273,6 +286,57 @@ def evaluate(
             "no-images", f"no image in {source} could be read", hint="tellapart predict says why for each"
         )
     return {"test": measure_answers(dataset.used(), answers, classifier.card), "dataset": describe(dataset)}
+
+
+def check(
+    source: Source,
+    options: SourceOptions = DEFAULT_OPTIONS,
+    *,
+    out: str | Path | None = None,
+    fix_list: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> CheckResult:
+    """Find what is wrong with images and their labels; the images themselves are never changed.
+
+    Args:
+        source: as for ``train``; a folder of images without classes is enough for what needs no label.
+        options: as for ``train``.
+        out: folder for ``issues.parquet`` and ``check.html``; nothing is written when None.
+        fix_list: CSV to write, of what could be excluded or relabelled; ``train`` takes it back.
+        seed: draws the folds of the search for label errors.
+        progress: called as the work goes on.
+
+    Raises:
+        DataError: the source is missing or damaged.
+        StorageError: cannot-write.
+    """
+    recipe = probe()
+    result = run_check(
+        _apply_fixes(open_images(source, options), options),
+        backbone=open_backbone(recipe.backbone, recipe.feature_stages),
+        out_of_fold=partial(out_of_fold_probs, seed=seed),
+        preprocess=recipe.preprocess,
+        progress=progress,
+    )
+    if out is not None:
+        write_issues(result.issues, Path(out) / "issues.parquet")
+        name = default_folder(source).name
+        write_bytes(Path(out) / "check.html", render_page(result, title=name, progress=progress))
+    if fix_list is not None:
+        write_fix_list(result.issues, Path(fix_list))
+    return result
+
+
+def _open(source: Source, options: SourceOptions) -> Dataset:
+    return _apply_fixes(open_dataset(source, options), options)
+
+
+def _apply_fixes(dataset: Dataset, options: SourceOptions) -> Dataset:
+    excluded, relabelled = (
+        read_fix_list(Path(path)) if path else None for path in (options.exclude, options.relabel)
+    )
+    return apply_fixes(dataset, excluded, relabelled)
 
 
 def calibrate(fitted: Fitted, recipe: Recipe, task: Task) -> tuple[Calibration, ConformalRule, tuple[float, ...]]:

@@ -59,6 +59,8 @@ class SourceOptions:
         outside_root: whether a table may name files outside that folder.
         label_separator: what stands between the labels of a list; ``none``: a cell is one class, whatever is in it.
         group_pattern: regular expression searched in each path below the root; its first group, or all of the match.
+        exclude: fix list, as ``tellapart check --fix-list`` writes one: what it says to exclude is left out.
+        relabel: fix list: what it says to relabel gets the label it proposes.
     """
 
     image_column: str = ""
@@ -70,6 +72,8 @@ class SourceOptions:
     outside_root: bool = False
     label_separator: str = ""
     group_pattern: str = ""
+    exclude: str = ""
+    relabel: str = ""
 
     def __post_init__(self) -> None:
         if self.labels and len(set(self.labels)) != len(self.labels):

@@ -11,14 +11,14 @@ from tellapart.data.dataset import Dataset
 from tellapart.data.folders import FOLDER_HINT, list_class_folders
 from tellapart.data.hub import is_hub_name, local_copy
 from tellapart.data.label_files import TEXT_SUFFIXES, read_label_file
-from tellapart.data.listing import Listing, test_dataset, training_dataset
+from tellapart.data.listing import Listing, Rows, test_dataset, training_dataset
 from tellapart.data.metadata import metadata_files, read_metadata
 from tellapart.data.parquet import read_parquet, table_of_frame
 from tellapart.data.patterns import expand, is_address, is_pattern
 from tellapart.data.shards import read_shards
 from tellapart.data.tables import list_table
 from tellapart.errors import DataError, RecipeError
-from tellapart.imaging.files import has_images, natural_key, skip_rule, subfolders
+from tellapart.imaging.files import has_images, iter_files, natural_key, skip_rule, subfolders
 from tellapart.records import SourceOptions, Task
 
 DEFAULT_OPTIONS = SourceOptions()
@@ -68,6 +68,34 @@ def open_dataset(source: Source, options: SourceOptions = DEFAULT_OPTIONS) -> Da
         TrainingError: package-missing.
     """
     return training_dataset(_list(source, options, ()), options)
+
+
+def open_images(source: Source, options: SourceOptions = DEFAULT_OPTIONS) -> Dataset:
+    """List images, with their labels where there are any: a folder of images without class folders is enough.
+
+    Raises:
+        DataError: as ``open_dataset``, but a lack of classes is no error.
+    """
+    try:
+        return open_dataset(source, options)
+    except DataError as error:
+        if error.code not in _LACKS_OF_CLASSES or not isinstance(source, str | Path) or not Path(source).is_dir():
+            raise
+    rows = Rows()
+    for found in iter_files(Path(source)):
+        if found.skip:
+            rows.set_aside(str(found.path), "skipped", found.skip)
+        else:
+            rows.use(str(found.path))
+    dataset = Dataset(
+        table=rows.table(), class_names=(), root=Path(source), notes=("no class folders: images only",)
+    )
+    if not len(dataset.used()):
+        raise DataError("no-images", f"no image was found in {source}", hint=FOLDER_HINT)
+    return dataset
+
+
+_LACKS_OF_CLASSES = ("no-images", "single-class", "empty-class")
 
 
 def open_test_images(
@@ -161,7 +189,7 @@ def _list_folder(
             files = _files_below(folder, suffix)
             if files:
                 return _list_files(files, str(folder), options, known, root=folder, bounds=bounds)
-    if options != SourceOptions(group_pattern=options.group_pattern, outside_root=options.outside_root):
+    if replace(options, group_pattern="", outside_root=False, exclude="", relabel="") != DEFAULT_OPTIONS:
         message = f"{folder} holds class folders: columns, labels, a separator and a root are for tables"
         raise RecipeError("bad-setting", message, hint="give the table itself, such as photos/labels.csv")
     return list_class_folders(folder)

@@ -39,7 +39,7 @@ def embed_files(
         The embeddings, and the errors of the images that cannot be decoded, both by content hash.
     """
     precision = best_precision()
-    store = ArrayCache(_cache_folder(backbone, preprocess, precision))
+    store = ArrayCache(embeddings_folder(backbone, preprocess, precision))
     embeddings: Embeddings = {
         content: row
         for contents, rows in store.shards()
@@ -71,7 +71,7 @@ def embed_files(
     return embeddings | fresh, errors
 
 
-def _cache_folder(backbone: Backbone, preprocess: Preprocess, precision: Precision) -> Path:
+def embeddings_folder(backbone: Backbone, preprocess: Preprocess, precision: Precision) -> Path:
     """One folder for all embeddings that may be compared; anything that changes them is in its name."""
     key = sha256(f"{backbone.sha256} {preprocess} {precision} {DECODE_REVISION}".encode())
     return cache_folder() / "embeddings" / key[:32]

@@ -1,0 +1,242 @@
+"""One look at every image: what the checks need to know of its pixels, from the same decoding as its embedding."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from tellapart.data.near_duplicates import THUMBNAIL_PX, make_thumbnail
+from tellapart.data.quality import make_preview, measure_quality
+from tellapart.errors import ImageError
+from tellapart.imaging.decode import (
+    DECODE_REVISION,
+    READABLE_FORMATS,
+    Pixels,
+    StoredImage,
+    decode_image,
+    identify,
+    read_image_bytes,
+)
+from tellapart.imaging.pool import batched, map_ordered
+from tellapart.imaging.preprocess import preprocess_image
+from tellapart.inference.bundled import Backbone
+from tellapart.inference.embed import Embeddings
+from tellapart.inference.embed import embeddings_folder
+from tellapart.inference.engine import OpenVINOEngine, best_precision, iter_outputs
+from tellapart.records import Preprocess, Progress, no_progress
+from tellapart.storage import ArrayCache, cache_folder, sha256
+
+Files = Mapping[str, str | StoredImage]
+"""What to read, for each content hash."""
+
+LOOK = np.dtype(
+    [
+        ("quality", "<f4", (8,)),  # a row for quality_of
+        ("size_px", "<i4", (2,)),  # width and height of the upright image, as stored
+        ("format", "u1"),  # place in READABLE_FORMATS
+        ("thumbnail", "u1", (THUMBNAIL_PX, THUMBNAIL_PX)),
+    ]
+)
+"""What is kept of an image: 1,065 bytes."""
+
+_REVISION = 1  # raised when the same pixels give another look
+_IMAGES_A_TASK = 4
+_SHARD_IMAGES = 2_000  # what an interruption may cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What was seen in the images, all by content hash.
+
+    Attributes:
+        looks: scalars of ``LOOK``.
+        embeddings: (D,) each; none without a backbone.
+        errors: why an image cannot be decoded.
+    """
+
+    looks: dict[str, NDArray[Any]]
+    embeddings: Embeddings
+    errors: dict[str, ImageError]
+
+    def table(self, contents: list[str]) -> NDArray[Any]:
+        """(N,) looks of the given images."""
+        return np.array([self.looks[content] for content in contents], dtype=LOOK)
+
+    def matrix(self, contents: list[str]) -> NDArray[np.float32]:
+        """(N, D) embeddings of the given images."""
+        return np.stack([self.embeddings[content] for content in contents])
+
+
+def look_at(
+    files: Files, preprocess: Preprocess, backbone: Backbone | None = None, progress: Progress = no_progress
+) -> Seen:
+    """Decode images, each once, measure and embed them; what the cache holds is taken from there.
+
+    What was computed is in the cache when this function is left, by the end, an error or Ctrl-C.
+
+    Args:
+        files: what to read.
+        preprocess: how an image becomes the backbone's input; JPEG files are decoded no larger than it needs.
+        backbone: from ``images`` to ``embedding``; None for looks alone.
+        progress: called with the number of images done, cached ones included.
+    """
+    looks = _Kept(_looks_folder(preprocess), files)
+    embeddings = _Kept(None, {})
+    if backbone is not None:
+        embeddings = _Kept(embeddings_folder(backbone, preprocess, best_precision()), files)
+    errors: dict[str, ImageError] = {}
+
+    def report() -> None:
+        found = min(len(kept.found) for kept in ([looks, embeddings] if backbone else [looks]))
+        progress("looking", found + len(errors), len(files))
+
+    report()
+    missing = embeddings.missing()
+    try:
+        if backbone is not None and missing:
+            engine = OpenVINOEngine(backbone.onnx_bytes, input_size_px=preprocess.input_size_px)
+            decoded = _decode(files, missing, preprocess, looks, errors)
+            for content, embedding in _embed(engine, preprocess, decoded):
+                embeddings.add(content, embedding)
+                report()
+        left = [content for content in looks.missing() if content not in errors]
+        for _ in _decode(files, left, preprocess, looks, errors):
+            report()
+    finally:
+        looks.save()
+        embeddings.save()
+    return Seen(looks=looks.found, embeddings=embeddings.found, errors=errors)
+
+
+def decode_damaged(image: str | StoredImage) -> Pixels | None:
+    """As much of a truncated JPEG as there is, the rest gray; None for what holds no picture at all.
+
+    Only to be shown: training and prediction refuse such a file, for the missing part would be made up.
+    """
+    try:
+        data = read_image_bytes(image)
+        if identify(data) != "JPEG":
+            return None
+        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=False)
+    except (ImageError, ValueError):
+        return None
+    return pixels
+
+
+class _Kept:
+    """Rows by content hash: those of a cache that are wanted, and new ones, which go there shard by shard.
+
+    Args:
+        folder: of the cache; None for none.
+        wanted: the images in question.
+    """
+
+    def __init__(self, folder: Path | None, wanted: Files) -> None:
+        self._cache = ArrayCache(folder) if folder else None
+        self._wanted = wanted
+        self._fresh: dict[str, NDArray[Any]] = {}
+        self.found: dict[str, NDArray[Any]] = {
+            content: row
+            for contents, rows in (self._cache.shards() if self._cache else ())
+            for content, row in zip(contents, rows, strict=True)
+            if content in wanted
+        }
+
+    def missing(self) -> list[str]:
+        """The wanted that are not found."""
+        return [content for content in self._wanted if content not in self.found]
+
+    def add(self, content: str, row: NDArray[Any]) -> None:
+        """Take a row in."""
+        self.found[content] = self._fresh[content] = row
+        if len(self._fresh) == _SHARD_IMAGES:
+            self.save()
+
+    def save(self) -> None:
+        """Write what is new into the cache."""
+        if self._cache:
+            self._cache.add(self._fresh)
+        self._fresh = {}
+
+
+def _decode(
+    files: Files, contents: Iterable[str], preprocess: Preprocess, looks: _Kept, errors: dict[str, ImageError]
+) -> Iterator[tuple[str, Pixels]]:
+    """Decode images in threads; yield them as the model's input, and keep their looks or errors."""
+
+    def work(batch: list[str]) -> list[tuple[str, _Decoded | ImageError]]:
+        return [(content, _decode_one(files[content], preprocess)) for content in batch]
+
+    for batch in map_ordered(work, batched(contents, _IMAGES_A_TASK)):
+        for content, decoded in batch:
+            if isinstance(decoded, ImageError):
+                errors[content] = decoded
+                continue
+            if content not in looks.found:
+                looks.add(content, decoded.look)
+            yield content, decoded.pixels
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """The model's input, (S, S, 3), and the look of the image it was made from."""
+
+    pixels: Pixels
+    look: NDArray[Any]
+
+
+def _decode_one(image: str | StoredImage, preprocess: Preprocess) -> _Decoded | ImageError:
+    try:
+        data = read_image_bytes(image)
+        image_format = identify(data)
+        pixels = decode_image(data, target_px=preprocess.input_size_px)
+    except ImageError as error:
+        return error
+    preview = make_preview(pixels)
+    look = np.zeros((), LOOK)
+    look["quality"] = measure_quality(preview)
+    look["size_px"] = _size(data, image_format, pixels)
+    look["format"] = READABLE_FORMATS.index(image_format)
+    look["thumbnail"] = make_thumbnail(preview)
+    return _Decoded(preprocess_image(pixels, preprocess), look)
+
+
+def _size(data: bytes, image_format: str, pixels: Pixels) -> tuple[int, int]:
+    """Width and height of the upright image: only a JPEG is decoded smaller than it is stored."""
+    height, width = pixels.shape[:2]
+    if image_format != "JPEG":
+        return width, height
+    try:
+        stored_height, stored_width = simplejpeg.decode_jpeg_header(data, strict=False)[:2]
+    except ValueError:  # a header that only Pillow understands, and then the size is the file's own
+        return width, height
+    turned = (height > width) != (stored_height > stored_width)
+    return (stored_height, stored_width) if turned else (stored_width, stored_height)
+
+
+def _embed(
+    engine: OpenVINOEngine, preprocess: Preprocess, decoded: Iterator[tuple[str, Pixels]]
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Content hash and embedding of each image, in order."""
+    under_way: deque[str] = deque()
+
+    def inputs() -> Iterator[Pixels]:
+        for content, pixels in decoded:
+            under_way.append(content)
+            yield pixels
+
+    for answer in iter_outputs(engine, preprocess, inputs()):
+        if isinstance(answer, ImageError):
+            raise answer  # cannot be: the pixels come from the decoder
+        yield under_way.popleft(), answer["embedding"]
+
+
+def _looks_folder(preprocess: Preprocess) -> Path:
+    """One folder for all looks that may be compared; anything that changes them is in its name."""
+    key = sha256(f"{preprocess.input_size_px} {LOOK} {DECODE_REVISION} {_REVISION}".encode())
+    return cache_folder() / "looks" / key[:32]
