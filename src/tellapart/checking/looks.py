@@ -25,8 +25,7 @@ from tellapart.imaging.decode import (
 from tellapart.imaging.pool import batched, map_ordered
 from tellapart.imaging.preprocess import preprocess_image
 from tellapart.inference.bundled import Backbone
-from tellapart.inference.embed import Embeddings
-from tellapart.inference.embed import embeddings_folder
+from tellapart.inference.embed import Embeddings, embeddings_folder
 from tellapart.inference.engine import OpenVINOEngine, best_precision, iter_outputs
 from tellapart.records import Preprocess, Progress, no_progress
 from tellapart.storage import ArrayCache, cache_folder, sha256
