@@ -338,3 +338,24 @@ def test_check_needs_no_labels(photos, tmp_path):
     done = call("check", folder, "--out", tmp_path / "found")
     assert done.exit_code == 0, done.output
     assert "duplicate" in done.stdout
+
+
+def predicted(run, *arguments):
+    done = call("predict", run.model_path, *arguments)
+    assert done.exit_code == 0, done.output
+    return [(line["path"], line["label"], line["error"]) for line in csv.DictReader(io.StringIO(done.stdout))]
+
+
+def test_predict_takes_tables_too(run, folder, tmp_path):
+    """With labels, without any, and with the images inside: a row for every row, the same answers as from the files."""
+    expected = predicted(run, folder / "img7.png", folder / "missing.png")
+    for number, text in enumerate(("file,label\n{0},a\n{1},b\n", "file\n{0}\n{1}\n")):
+        table = tmp_path / f"{number}.csv"
+        table.write_text(text.format("img7.png", "missing.png"))
+        assert predicted(run, table, "--root", folder) == expected
+    pl.DataFrame({"image": [(folder / "img7.png").read_bytes()], "label": ["a"]}).write_parquet(
+        tmp_path / "in.parquet"
+    )
+    [(path, label, error)] = predicted(run, tmp_path / "in.parquet")
+    assert (label, error) == expected[0][1:]
+    assert "in.parquet" in path

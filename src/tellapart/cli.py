@@ -262,11 +262,16 @@ def predict(
     model: ModelArgument,
     images: Annotated[
         list[str],
-        typer.Argument(help="Folders, files or globs; - reads a list of files from standard input."),
+        typer.Argument(
+            help="Folders, files or globs, or a table or shards; - reads a list of files from standard input."
+        ),
     ],
     out: Annotated[str, typer.Option("--out", "-o", help="A .csv, .jsonl or .parquet file; - prints.")] = "-",
     probs: Annotated[bool, typer.Option("--probs", help="Add the probability of every class.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    image_column: ImageColumn = "",
+    label_column: LabelColumn = "",
+    root: Root = "",
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -275,16 +280,18 @@ def predict(
         as_json, lambda: "" if out == "-" else "the rows so far are kept: type the same again with --resume"
     ):
         from tellapart.inference.predict import load
-        from tellapart.inference.rows import columns, iter_paths, row, stream_rows, write_predictions
+        from tellapart.inference.rows import columns, row, stream_rows, write_predictions
 
         arguments = (
             (line.rstrip("\r\n") for line in sys.stdin if line.strip()) if images == ["-"] else iter(images)
         )
+        options = SourceOptions(image_column=image_column, label_column=label_column, root=root)
+        found = _images(arguments, options)
         classifier = load(model)
         if out == "-":
             rows = (
                 row(prediction, classifier.class_names, all_probs=probs)
-                for prediction in classifier.iter_predictions(iter_paths(arguments))
+                for prediction in classifier.iter_predictions(found)
             )
             names = columns(classifier.class_names, all_probs=probs)
             stream_rows(rows, names, sys.stdout, as_json=as_json)
@@ -292,7 +299,7 @@ def predict(
         with progress_bar(quiet or as_json) as progress:
             verdicts = write_predictions(
                 classifier,
-                iter_paths(arguments),
+                found,
                 Path(out),
                 all_probs=probs,
                 resume=resume,
@@ -470,6 +477,26 @@ def _setting(text: str) -> tuple[str, str]:
             "bad-setting", f"--set takes KEY=VALUE, got {text!r}", hint="such as --set input_size_px=160"
         )
     return key.strip(), value.strip()
+
+
+def _images(arguments: Iterator[str], options: SourceOptions) -> Iterator[Any]:
+    """Files as they are; of tables and shards every row, with its name."""
+    from tellapart.inference.rows import iter_paths
+
+    for argument in arguments:
+        if argument.startswith("hf:") or Path(argument).suffix.casefold() in (
+            ".csv",
+            ".tsv",
+            ".jsonl",
+            ".parquet",
+            ".tar",
+        ):
+            from tellapart.data.sources import list_images
+
+            rows = list_images(argument, options).without("skipped")
+            yield from zip(rows.paths, rows.images, strict=True)
+        else:
+            yield from iter_paths([argument])
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -19,12 +19,12 @@ from tellapart.training.label_check import out_of_fold_probs
         (0, [0.5, 0.5], 0.5, 1),
         (0, [1.0, 0.0], 0.0, 1),
         (1, [1.0, 0.0], 1.0, 0),
-        (2, [0.2, 0.6, 0.2], 0.75, 1),
-        (0, [0.25, 0.25, 0.25, 0.25], 0.5, 1),
+        (2, [0.2, 0.6, 0.2], 0.48**0.5 / (0.48**0.5 + 0.2), 1),
+        (0, [0.25, 0.25, 0.25, 0.25], 3**0.5 / (3**0.5 + 1), 1),
         (1, [0.0, 0.0], 0.5, 0),
     ],
 )
-def test_score_compares_the_label_with_its_best_rival(label, probs, score, suggested):
+def test_score_compares_the_label_with_its_best_rival_and_with_all(label, probs, score, suggested):
     found = find_label_errors(np.array([label]), np.array([probs], np.float32))
     assert found.score[0] == pytest.approx(score, abs=1e-6)
     assert found.suggested[0] == suggested
@@ -34,6 +34,29 @@ def test_an_image_that_could_be_anything_is_less_suspicious_than_one_with_a_riva
     probs = np.array([[0.2, 0.2, 0.2, 0.2, 0.2], [0.25, 0.72, 0.01, 0.01, 0.01], [0.9, 0.1, 0, 0, 0]])
     found = find_label_errors(np.zeros(3, int), probs)
     assert found.order.tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("suspicious", "less"),
+    [
+        ([0.2, 0.7, 0.1], [0.2, 0.4, 0.4]),
+        ([0.3, 0.35, 0.35], [0.5, 0.5, 0.0]),
+        ([0.1, 0.45, 0.45], [0.2, 0.8, 0.0]),
+    ],
+    ids=["one rival weighs more than two", "a low probability counts, too", "and more the lower it is"],
+)
+def test_what_is_more_suspicious(suspicious, less):
+    assert find_label_errors(np.array([0, 0]), np.array([less, suspicious])).order[0] == 1
+
+
+def test_no_label_that_is_the_likeliest_class_is_suspected():
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet(np.full(8, 0.7), 500)
+    labels = rng.integers(0, 8, 500)
+    found = find_label_errors(labels, probs)
+    assert 100 < found.estimated < 500
+    assert not (found.suspected & (probs.argmax(axis=1) == labels)).any()
+    assert (found.score[probs.argmax(axis=1) != labels] > 0.5).all()
 
 
 def test_confident_joint_by_hand():

@@ -101,6 +101,10 @@ class Dataset:
         part = self.where(pl.col("status") == "used")
         return part.where(pl.col("split").is_in(splits)) if splits else part
 
+    def without(self, status: Status) -> "Dataset":
+        """The files of every other status."""
+        return self.where(pl.col("status") != status)
+
     def with_columns(self, *columns: pl.Expr | pl.Series) -> "Dataset":
         """The same files with columns replaced."""
         return replace(self, table=self.table.with_columns(*columns).cast(SCHEMA))

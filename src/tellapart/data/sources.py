@@ -95,6 +95,26 @@ def open_images(source: Source, options: SourceOptions = DEFAULT_OPTIONS) -> Dat
     return dataset
 
 
+def list_images(source: str | Path, options: SourceOptions = DEFAULT_OPTIONS) -> Dataset:
+    """Everything a table or shards name, whatever the labels, and also without any; for what is only to be looked at.
+
+    Raises:
+        DataError: the source is missing, damaged, or it cannot be told which column holds the images.
+    """
+    try:
+        listing = _list(source, options, ())
+    except DataError as error:
+        if error.code != "unknown-columns" or Path(source).suffix.casefold() not in TEXT_SUFFIXES:
+            raise
+        unlabelled = read_label_file(Path(source)).frame.with_columns(pl.lit("-").alias(_NO_LABEL))
+        root = options.root or str(Path(source).parent)
+        listing = _list(unlabelled, replace(options, label_column=_NO_LABEL, root=root), ())
+    return Dataset(
+        table=listing.table, class_names=(), root=listing.root, stored=listing.stored, notes=listing.notes
+    )
+
+
+_NO_LABEL = "tellapart: no label"
 _LACKS_OF_CLASSES = ("no-images", "single-class", "empty-class")
 
 

@@ -15,6 +15,15 @@ from tellapart.inference.engine import ImageSource, OpenVINOEngine, Precision, i
 from tellapart.inference.model import ModelFile, read_model
 from tellapart.records import ModelCard, Prediction
 
+NamedImage = tuple[str, ImageSource]
+
+
+def name_of(image: ImageSource | NamedImage) -> str:
+    """The name an image came with, or its path; empty for bytes and arrays."""
+    if isinstance(image, tuple):
+        return image[0]
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else ""
+
 
 class Classifier:
     """A model file, ready to answer.
@@ -56,14 +65,17 @@ class Classifier:
         single = isinstance(images, bytes | str | os.PathLike | np.ndarray)
         return list(self.iter_predictions(_expand([images] if single else images)))  # type: ignore[list-item, arg-type]
 
-    def iter_predictions(self, images: Iterable[ImageSource]) -> Iterator[Prediction]:
-        """Predict any number of images in bounded memory, in order; see ``predict``, but folders are not searched."""
+    def iter_predictions(self, images: Iterable[ImageSource | NamedImage]) -> Iterator[Prediction]:
+        """Predict any number of images in bounded memory, in order; see ``predict``, but folders are not searched.
+
+        An image may come as a pair with the name that its prediction is to have as ``path``.
+        """
         names: deque[str] = deque()  # of the images under way
 
         def named() -> Iterator[ImageSource]:
             for image in images:
-                names.append(os.fspath(image) if isinstance(image, str | os.PathLike) else "")
-                yield image
+                names.append(name_of(image))
+                yield image[1] if isinstance(image, tuple) else image
 
         for answer in iter_outputs(self.engine, self.card.preprocess, named()):
             name = names.popleft()

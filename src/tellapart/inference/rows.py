@@ -13,7 +13,8 @@ import polars as pl
 
 from tellapart.errors import StorageError
 from tellapart.imaging.files import iter_files
-from tellapart.inference.predict import Classifier
+from tellapart.inference.engine import ImageSource
+from tellapart.inference.predict import Classifier, NamedImage, name_of
 from tellapart.records import Prediction, Progress
 from tellapart.storage import atomic_file, sha256, writing
 
@@ -78,7 +79,7 @@ def stream_rows(rows: Iterable[Row], columns: Sequence[str], file: IO[str], *, a
 
 def write_predictions(
     classifier: Classifier,
-    paths: Iterable[str],
+    images: Iterable[ImageSource | NamedImage],
     out: Path,
     *,
     all_probs: bool,
@@ -106,7 +107,7 @@ def write_predictions(
         out.parent.mkdir(parents=True, exist_ok=True)
         if not resume:
             part.unlink(missing_ok=True)
-        rest = _skip_done(part, iter(paths), verdicts)
+        rest = _skip_done(part, iter(images), verdicts)
         with part.open("a", encoding="utf-8") as file:
             for done, prediction in enumerate(classifier.iter_predictions(rest), start=sum(verdicts.values()) + 1):
                 cells = row(prediction, classifier.class_names, all_probs=all_probs)
@@ -127,17 +128,20 @@ def columns(class_names: Sequence[str], *, all_probs: bool) -> list[str]:
     return list(row(Prediction(path="", verdict="error", error="-"), class_names, all_probs=all_probs))
 
 
-def _skip_done(part: Path, paths: Iterator[str], verdicts: dict[str, int]) -> Iterator[str]:
+def _skip_done(
+    part: Path, images: Iterator[ImageSource | NamedImage], verdicts: dict[str, int]
+) -> Iterator[ImageSource | NamedImage]:
     """Count the rows that are there, cut off a half-written one, and go past their paths."""
     if not part.exists():
-        return paths
+        return images
     whole = 0
     with part.open("rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
                 break
             cells = json.loads(line)
-            path = next(paths, None)
+            image = next(images, None)
+            path = None if image is None else name_of(image)
             if path != cells["path"]:
                 hint = "without --resume it is begun anew"
                 raise StorageError(
@@ -148,7 +152,7 @@ def _skip_done(part: Path, paths: Iterator[str], verdicts: dict[str, int]) -> It
             verdicts[cells["verdict"]] = verdicts.get(cells["verdict"], 0) + 1
             whole += len(line)
     os.truncate(part, whole)
-    return paths
+    return images
 
 
 def _write_csv(part: Path, out: Path, names: Sequence[str]) -> None:

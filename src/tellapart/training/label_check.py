@@ -10,7 +10,7 @@ from scipy.special import log_softmax, softmax
 from threadpoolctl import threadpool_limits
 
 from tellapart.errors import RecipeError
-from tellapart.evaluation.label_errors import find_label_errors
+from tellapart.evaluation.label_errors import best_rivals
 from tellapart.evaluation.metrics import IntArray, require_two_classes
 from tellapart.imaging.pool import map_ordered
 from tellapart.training.probe import MAX_SEARCH_IMAGES, FloatMatrix, fit_logistic, fit_probe
@@ -51,7 +51,8 @@ def out_of_fold_probs(embeddings: FloatMatrix, labels: IntArray, *, seed: int) -
     strength = fit_probe(embeddings[some], labels[some], strengths=_STRENGTHS, folds=_FOLDS, seed=seed).strength
     targets = np.eye(int(labels.max()) + 1, dtype=np.float32)[labels]
     first = _cross_fit(embeddings, labels, targets, strength=strength, rng=rng)
-    targets *= 1 - find_label_errors(labels, first).score.astype(np.float32)[:, None]
+    given = first[np.arange(len(labels)), labels]
+    targets *= (given / (given + best_rivals(labels, first)[1]))[:, None].astype(np.float32)
     return _cross_fit(embeddings, labels, targets, strength=_SECOND_ROUND * strength, rng=rng)
 
 
