@@ -359,3 +359,16 @@ def test_predict_takes_tables_too(run, folder, tmp_path):
     [(path, label, error)] = predicted(run, tmp_path / "in.parquet")
     assert (label, error) == expected[0][1:]
     assert "in.parquet" in path
+
+
+def test_class_names_are_shown_as_they_are(photos, tmp_path):
+    """Square brackets are markup to the library that draws the tables."""
+    folder = tmp_path / "photos"
+    for name in ("dots", "blobs"):
+        shutil.copytree(photos / name, folder / f"[{name}]")
+    shutil.copytree(photos / "stripes", folder / "[" / "b]")
+    done = call("train", folder, "--out", tmp_path / "[red]")
+    assert done.exit_code == 0, done.output
+    assert "[dots]" in done.stdout
+    assert "[red]/model.onnx" in done.stdout
+    assert "[dots]" in call("info", tmp_path / "[red]/model.onnx").stdout

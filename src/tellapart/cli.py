@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -75,7 +76,7 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the recipe.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Draws the split and all else that is random. [default: 0]")
+        int | None, typer.Option(min=0, help="Draws the split and all else that is random. [default: 0]")
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with the interrupted run in this folder.")
@@ -101,10 +102,6 @@ def train(
     """Turn labelled images into one verified model file and a report."""
     if (source is None) == (resume is None):
         raise typer.BadParameter("give a folder of images, or --resume and a run folder: one of the two")
-    if resume is not None and (out is not None or recipe or settings or seed is not None or preview):
-        raise typer.BadParameter(
-            "--resume goes on as the run began: leave out --out, --recipe, --set, --seed and --preview"
-        )
     folder = resume or out
     with user_errors(as_json, lambda: _how_to_go_on(folder)):
         changes = dict(_setting(text) for text in settings or [])
@@ -121,6 +118,11 @@ def train(
             exclude=exclude and str(Path(exclude).resolve()),
             relabel=relabel and str(Path(relabel).resolve()),
         )
+        about_run = (out, recipe, settings, preview, seed is not None)
+        if resume is not None and (any(about_run) or options != SourceOptions()):
+            raise typer.BadParameter(
+                "--resume goes on as the run began: it takes no other option but --tensorboard"
+            )
         from tellapart import pipeline
 
         folder = folder or (pipeline.default_folder(source) if source else None)
@@ -177,7 +179,7 @@ def check(
     split_column: SplitColumn = "",
     root: Root = "",
     outside_root: OutsideRoot = False,
-    seed: Annotated[int, typer.Option(help="Draws the folds of the search for label errors.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the folds of the search for label errors.")] = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -309,7 +311,7 @@ def predict(
             _print_json({"out": out, "verdicts": verdicts})
         elif not quiet:
             said = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(verdicts.items()))
-            out_console.print(f"[bold]{out}[/]: {sum(verdicts.values()):,} images ({said})")
+            out_console.print(f"[bold]{escape(out)}[/]: {sum(verdicts.values()):,} images ({said})")
 
 
 @app.command()
@@ -362,7 +364,7 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
             "checksum": card.graph_sha256,
         }
         for name, value in rows.items():
-            table.add_row(name, value)
+            table.add_row(name, Text(value))
         out_console.print(table)
 
 
@@ -528,7 +530,7 @@ def _print_run(report: Mapping[str, Any], model_path: Path) -> None:
     if "verdict" in report["fit"]:
         out_console.print(report["fit"]["verdict"], markup=False, highlight=False)
     seconds = report["seconds"]["total"]
-    out_console.print(f"\n[bold]{model_path}[/] and report.json written in {seconds:.1f} s")
+    out_console.print(f"\n[bold]{escape(str(model_path))}[/] and report.json written in {seconds:.1f} s")
     out_console.print("Next: ", end="")
     out_console.print(f"tellapart predict {model_path} NEW_IMAGES -o predictions.csv", style="cyan")
 
@@ -574,7 +576,7 @@ def _print_metrics(test: Mapping[str, Any]) -> None:
     for column in ("class", "images", *metrics):
         table.add_column(column.replace("_", " "), justify="left" if column == "class" else "right")
     for name, of_class in test["per_class"].items():
-        table.add_row(name, str(of_class["n"]), *(_interval(of_class[metric]) for metric in metrics))
+        table.add_row(Text(name), str(of_class["n"]), *(_interval(of_class[metric]) for metric in metrics))
     out_console.print(table)
     for name in test["headline"]:
         out_console.print(f"{name.replace('_', ' ')} [bold]{_interval(test[name])}[/]", highlight=False)

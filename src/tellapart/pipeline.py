@@ -143,6 +143,9 @@ def resume(
         raise TrainingError("nothing-to-resume", f"there is no run folder {folder}")
     with locked_folder(folder):
         run = read_run(folder)
+        if source is None and not run.source:
+            message = f"the run in {folder} learned from a table in memory, which is gone"
+            raise TrainingError("nothing-to-resume", message, hint="in Python: tellapart.resume(folder, table)")
         dataset = _open(run.source if source is None else source, run.options)
         return _train(dataset, run, folder, tensorboard=tensorboard, progress=progress, on_epoch=on_epoch)
 
@@ -244,7 +247,7 @@ def _train(
 
 
 def _split(dataset: Dataset, recipe: Recipe, seed: int) -> Dataset:
-    return split(
+    dataset = split(
         dataset,
         seed=seed,
         test_fraction=recipe.test_fraction,
@@ -252,6 +255,11 @@ def _split(dataset: Dataset, recipe: Recipe, seed: int) -> Dataset:
         calib_fraction=recipe.calib_fraction,
         cross_fit=recipe.cross_fits,
     )
+    calib = dataset.used("calib").labels
+    if len(calib) and len(np.unique(calib)) < 2:  # class indices, or labels that are there or not
+        message = "the images to calibrate on are all of one class"
+        raise DataError("too-few-images", message, hint="add images of the others to val, or leave val out")
+    return dataset
 
 
 def evaluate(

@@ -323,3 +323,65 @@ def test_what_is_not_used_has_no_part(tmp_path):
     assert idle.height == 3
     assert idle["split"].to_list() == [None] * 3
     assert sum(len(after.used(part)) for part in ("train", "test")) == len(after.used()) == 19
+
+
+def grouped(images):
+    """A dataset of (label or labels, group) rows."""
+    rows = [
+        {
+            "path": f"{i}.png",
+            "label": label if isinstance(label, str) else None,
+            "labels": None if isinstance(label, str) else list(label),
+            "group": group,
+            "status": "used",
+            "content": f"{i:064x}",
+        }
+        for i, (label, group) in enumerate(images)
+    ]
+    names = sorted({name for label, _ in images for name in ([label] if isinstance(label, str) else label)})
+    several = any(not isinstance(label, str) for label, _ in images)
+    return Dataset(
+        table=pl.DataFrame(rows, schema=SCHEMA),
+        class_names=tuple(names),
+        root=Path(),
+        task="multilabel" if several else "classification",
+    )
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        [(label, f"{label}{g}") for label in "ab" for g in range(4) for _ in range(100)],
+        [((f"label{k}",), None) for k in range(20) for _ in range(5)],
+        [((f"label{k}",), None) for k in range(20) for _ in range(8)],
+        [(("a", "b"), None)] * 30 + [(("b",), None)] * 30 + [((), None)] * 30,
+    ],
+)
+@pytest.mark.parametrize("cross_fit", [True, False])
+def test_groups_and_several_labels_are_dealt_out(images, cross_fit):
+    """Every part that must be there is there, groups stay whole, and train knows every label."""
+    options = {} if cross_fit else {"val_fraction": 0.1, "cross_fit": False}
+    done = split(grouped(images), seed=2, **options)
+    parts = set(done.table["split"])
+    assert parts >= ({"train", "test"} if cross_fit else {"train", "val", "calib", "test"})
+    assert all(done.class_counts("train").values())
+    of_group = done.table.filter(pl.col("group").is_not_null()).group_by("group").agg(pl.col("split").n_unique())
+    assert of_group["split"].to_list() == [1] * len(of_group)
+
+
+def test_a_class_whose_images_are_all_in_one_group_cannot_be_learned_and_tested():
+    images = [("a", f"g{i}") for i in range(40)] + [("b", "v1")] * 2 + [("b", "v2")] + [("c", "v2")] * 6
+    with pytest.raises(DataError) as caught:
+        split(grouped(images), seed=2)
+    assert caught.value.code == "too-few-groups"
+
+
+def test_a_copy_in_a_calib_part_is_one_image(tmp_path):
+    (tmp_path / "1.png").write_bytes(png(0))
+    (tmp_path / "2.png").write_bytes(png(0))
+    rows = [
+        {"path": str(tmp_path / f"{i}.png"), "label": "a", "split": part, "status": "used"}
+        for i, part in ((1, "train"), (2, "calib"))
+    ]
+    dataset = Dataset(table=pl.DataFrame(rows, schema=SCHEMA), class_names=("a", "b"), root=tmp_path)
+    assert check_contents(dataset).used().paths == [str(tmp_path / "2.png")]

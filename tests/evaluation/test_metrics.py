@@ -12,6 +12,7 @@ from tellapart.errors import RecipeError
 from tellapart.evaluation.classification import ClassificationRules
 from tellapart.evaluation.decide import decide
 from tellapart.evaluation.metrics import accuracy, confusion_matrix, log_loss, precision, recall, wilson_interval
+from tellapart.evaluation.multilabel import MultiLabelRules
 from tellapart.records import Calibration, ConformalRule, ModelCard, Preprocess
 
 fit_temperature = ClassificationRules().fit_temperature
@@ -169,7 +170,7 @@ def test_temperature_is_recovered(temperature, num_classes):
 
 @pytest.mark.parametrize(
     ("sign", "low", "high"),
-    [(1, 0.0497, 0.15), (-1, 19.5, 20.1)],  # where nothing is wrong, the loss is 0 to the last bit from 0.13 down
+    [(1, 0.5, 0.9), (-1, 15, 20.1)],  # 50 images that are all right do not make the next one certain
     ids=["always right", "always wrong"],
 )
 def test_temperature_stays_in_bounds(sign, low, high):
@@ -281,3 +282,32 @@ def test_the_set_holds_the_image_the_rule_was_cut_at(dtype):
         NAMES[label] in decide("", row, model).prediction_set for label, row in zip(labels, probs, strict=True)
     ]
     assert sum(held) == 46, "ceil(51 * 0.9) of 50"
+
+
+def test_sure_and_the_labels_given_never_contradict_each_other():
+    """Thresholds that disagree with the prediction set make an answer unsure."""
+    card = replace_card(label_thresholds=(0.9, 0.1), min_prob=0.3)
+    said = MultiLabelRules().decide("", np.array([0.8, 0.2], dtype=np.float32), card)
+    assert (said.labels, said.prediction_set, said.verdict) == (("b",), ("a",), "unsure")
+    said = MultiLabelRules().decide("", np.array([0.95, 0.05], dtype=np.float32), card)
+    assert (said.labels, said.prediction_set, said.verdict) == (("a",), ("a",), "sure")
+
+
+def test_a_precision_out_of_reach_gives_no_label():
+    probs = np.array([[0.1, 1.0], [0.05, 0.5]], dtype=np.float32)
+    labels = np.array([[0, 0], [1, 1]])
+    thresholds = MultiLabelRules().fit_thresholds(probs.astype(np.float64), labels, "precision 0.9")
+    assert not (probs >= np.array(thresholds)).any()
+
+
+def replace_card(label_thresholds, min_prob):
+    return ModelCard(
+        class_names=("a", "b"),
+        preprocess=Preprocess(input_size_px=64),
+        calibration=Calibration(temperature=1.0, method="calib", n=9),
+        conformal=ConformalRule(coverage=0.9, min_prob=min_prob, n=9),
+        embedding_dim=1,
+        created="",
+        label_thresholds=label_thresholds,
+        task="multilabel",
+    )

@@ -46,6 +46,19 @@ def test_hardly_any_ordinary_image_is_flagged(seed):
     assert find_outliers(embeddings, labels).flagged.mean() < 0.01
 
 
+def test_scores_by_hand():
+    rng = np.random.default_rng(5)
+    embeddings = rng.normal(0, 1, (60, 8))
+    roots = np.sign(embeddings) * np.sqrt(np.abs(embeddings))
+    roots /= np.sqrt((roots**2).sum(axis=1, keepdims=True))
+    distances = np.sqrt(((roots[:, None] - roots) ** 2).sum(axis=2))
+    nearest = np.sort(distances, axis=1)[:, 1:21]  # without the image itself
+    values = np.log(nearest.mean(axis=1))
+    deviations = values - np.median(values)
+    expected = 0.6745 * deviations / np.median(np.abs(deviations))
+    np.testing.assert_allclose(find_outliers(embeddings, np.zeros(60, int)).scores, expected, atol=1e-3)
+
+
 def test_wrongly_filed_digits():
     digits = load_digits()
     labels = np.where(digits.target < 5, 0, digits.target)  # one class of five kinds
@@ -62,11 +75,12 @@ def test_wrongly_filed_digits():
         (np.ones((50, 4)), np.zeros(50, int)),
         (np.zeros((50, 4)), np.zeros(50, int)),
         (np.eye(50), np.zeros(50, int)),
+        (np.eye(50) + np.random.default_rng(0).uniform(0, 1e-12, (50, 50)), np.zeros(50, int)),
         (np.random.default_rng(0).normal(0, 1, (MIN_CLASS_IMAGES - 1, 4)), np.zeros(MIN_CLASS_IMAGES - 1, int)),
         (np.empty((0, 4)), np.array([], int)),
         (np.random.default_rng(0).normal(0, 1, (10, 4)), np.arange(10)),
     ],
-    ids=["copies", "zeros", "all equally far", "too few", "none", "one an image"],
+    ids=["copies", "zeros", "all equally far", "but for a digit", "too few", "none", "one an image"],
 )
 def test_nothing_to_tell_them_apart_by(embeddings, labels):
     found = find_outliers(embeddings, labels)

@@ -7,12 +7,10 @@ from typing import Any
 import polars as pl
 
 from tellapart.checking.severity import rated
+from tellapart.data.check import KEEP_FIRST
 from tellapart.data.dataset import LABEL_KEY, Dataset
 from tellapart.data.quality import Finding
 from tellapart.records import Issue
-
-# The copy in the part that must stay whole is named first, to be kept.
-_KEEP_FIRST = {"test": 0, "calib": 1, "val": 2, "train": 3, None: 4}
 
 
 def copy_issues(opened: Dataset, checked: Dataset) -> Iterator[Issue]:
@@ -56,7 +54,7 @@ def _of_group(
     splits = {path: places[path][1] for path in paths}
     in_classes = len({label for label in labels.values() if label is not None}) > 1
     leaks = len({split for split in splits.values() if split is not None}) > 1
-    paths = sorted(paths, key=lambda path: _KEEP_FIRST[splits[path]])
+    paths = sorted(paths, key=lambda path: KEEP_FIRST[splits[path]])
     found = {"copies": "exact" if kind == "duplicate" else "near", **evidence}
     if in_classes:
         yield rated("label-conflict", degree, paths, {"labels": labels, **found})

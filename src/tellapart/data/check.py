@@ -16,7 +16,7 @@ MIN_IMAGES = 5
 """Images a class needs: one to test on, and four to learn from and to choose with."""
 
 # Of several copies the one in the part that must stay whole is kept: a test image is never given up for a training one.
-_KEEP_FIRST = {"test": 0, "val": 1, "train": 2, None: 3}
+KEEP_FIRST = {"test": 0, "calib": 1, "val": 2, "train": 3, None: 4}
 
 
 def check_contents(dataset: Dataset, progress: Progress = no_progress) -> Dataset:
@@ -96,7 +96,7 @@ def _copies(dataset: Dataset) -> tuple[dict[str, tuple[str, str]], dict[str, tup
                     f"the same picture is in {' and '.join(labels)}: {others}",
                 )
             continue
-        kept, *rest = sorted(copies, key=lambda copy: _KEEP_FIRST[copy[2]])
+        kept, *rest = sorted(copies, key=lambda copy: KEEP_FIRST[copy[2]])
         duplicates.update({path: ("duplicate", kept[0]) for path, _, _ in rest})
     return conflicts, duplicates
 

@@ -55,7 +55,7 @@ def split(
         fractions["calib"] = calib_fraction
     teaching = used.where(pl.col("split").is_null() | (pl.col("split") == "train"))
     if teaching.table["label"].is_null().any() or teaching.table["group"].is_not_null().any():
-        drawn = _draw_units(_units(teaching, seed), fractions)
+        drawn = _draw_units(_units(teaching, seed), fractions, optional={"calib"} if cross_fit else set())
     else:
         drawn = _draw_classes(teaching, fractions, seed, at_least_one={"test"} if cross_fit else set(fractions))
     if cross_fit and sum(part == "calib" for part in drawn.values()) < MIN_CALIB_IMAGES:
@@ -115,11 +115,13 @@ def _units(teaching: Dataset, seed: int) -> list[_Unit]:
     return [units[key] for key in sorted(units, key=lambda key: sha256(f"{seed}:{key}".encode()))]
 
 
-def _draw_units(units: list[_Unit], fractions: Mapping[Split, float]) -> dict[str, Split]:
+def _draw_units(
+    units: list[_Unit], fractions: Mapping[Split, float], *, optional: Collection[Split]
+) -> dict[str, Split]:
     """Deal out units so that each part gets its share of every label, the rarest label first.
 
     Raises:
-        DataError: too-few-groups, when a part is left without images.
+        DataError: too-few-groups, when a part that is not optional, or a label in train, would be without images.
 
     Source: Sechidis, Tsoumakas and Vlahavas 2011, "On the Stratification of Multi-Label Data", algorithm 1; here a unit is
     dealt out whole.
@@ -140,14 +142,35 @@ def _draw_units(units: list[_Unit], fractions: Mapping[Split, float]) -> dict[st
             drawn[i] = part
             for other, n in units[i].labels.items():
                 wanted[part][other] -= n
-    empty = [part for part in shares if part not in drawn.values()]
-    if empty:
-        message = (
-            f"{len(units)} groups cannot be dealt out over {', '.join(shares)}: {', '.join(empty)} would be empty"
-        )
+    for part in shares:
+        if part not in drawn.values() and part not in optional:
+            _fill(part, units, drawn, total)
+    _require_taught(units, drawn, total)
+    return {path: part for i, part in drawn.items() for path in units[i].paths}
+
+
+def _fill(part: Split, units: list[_Unit], drawn: dict[int, Split], total: Counter[str]) -> None:
+    """Give an empty part the smallest unit of train that no label there depends on."""
+    taught = sum((units[i].labels for i, place in drawn.items() if place == "train"), Counter[str]())
+    spare = [
+        i
+        for i, place in drawn.items()
+        if place == "train" and all(taught[label] > n for label, n in units[i].labels.items())
+    ]
+    if not spare:
+        what = "groups" if any(len(unit.paths) > 1 for unit in units) else "images"
+        message = f"{len(units)} {what} of {len(total)} labels cannot be dealt out: {part} would be empty"
         hint = "a group stays on one side of the split; use smaller groups, or more of them"
         raise DataError("too-few-groups", message, hint=hint)
-    return {path: part for i, part in drawn.items() for path in units[i].paths}
+    drawn[min(spare, key=lambda i: (len(units[i].paths), i))] = part
+
+
+def _require_taught(units: list[_Unit], drawn: Mapping[int, Split], total: Counter[str]) -> None:
+    taught = sum((units[i].labels for i, part in drawn.items() if part == "train"), Counter[str]())
+    missing = [label for label in total if label and not taught[label]]
+    if missing:
+        message = f"{missing[0]!r} would have no image to learn from: its images are in too few groups"
+        raise DataError("too-few-groups", message, hint="use smaller groups, or add images of it in other groups")
 
 
 def _shares(fractions: Mapping[Split, float]) -> dict[Split, float]:

@@ -38,7 +38,9 @@ class ClassificationRules:
         require_two_classes(labels, len(logits))
         logits = logits.astype(np.float64)
         rows = np.arange(len(labels))
-        return minimize_log_loss(lambda t: float(-log_softmax(logits / t, axis=1)[rows, labels].mean()))
+        return minimize_log_loss(
+            lambda t: float(-log_softmax(logits / t, axis=1)[rows, labels].mean()), len(labels)
+        )
 
     def fit_conformal(self, probs: FloatArray, labels: IntArray, *, coverage: float) -> ConformalRule:
         """The smallest probability a class may have and still belong in the set."""

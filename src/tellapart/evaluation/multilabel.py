@@ -45,7 +45,7 @@ class MultiLabelRules:
         if logits.shape != labels.shape or labels.all() or not labels.any():
             message = "calibration needs images with and without a label"
             raise RecipeError("bad-labels", message, hint="add images of the other kind")
-        return minimize_log_loss(lambda t: binary_log_loss(labels, logits.astype(np.float64) / t))
+        return minimize_log_loss(lambda t: binary_log_loss(labels, logits.astype(np.float64) / t), len(labels))
 
     def fit_conformal(self, probs: FloatArray, labels: IntArray, *, coverage: float) -> ConformalRule:
         """The smallest probability that the presence, or the absence, of a label may have and still be possible.
@@ -119,13 +119,16 @@ class MultiLabelRules:
         return per_class
 
     def decide(self, path: str, probs: FloatArray, card: ModelCard) -> Prediction:
-        """Give every label that reaches its threshold; ``sure`` when for each label either presence or absence is ruled out."""
+        """Give every label that reaches its threshold.
+
+        ``sure`` when for each label either presence or absence is ruled out, and the labels given are those that are left.
+        """
         order = np.argsort(-probs, kind="stable")
         min_prob = 0.0 if card.conformal is None else card.conformal.min_prob
         possible = probs >= min_prob
         ruled_out = 1 - probs < min_prob  # its absence
         given = [k for k in order if probs[k] >= card.label_thresholds[k]]
-        settled = bool((possible == ruled_out).all())
+        settled = bool((possible == ruled_out).all() and set(np.flatnonzero(possible)) == set(given))
         names = card.class_names
         return Prediction(
             path=path,
@@ -173,7 +176,7 @@ def _threshold(probs: FloatArray, labels: IntArray, wanted_precision: float | No
     else:
         good = np.flatnonzero(ends & (hits / given >= wanted_precision))
         if not len(good):
-            return float(min(1.0, np.nextafter(ranked[0], 2.0)))
+            return float(np.nextafter(np.float32(ranked[0]), np.float32(2)))  # the model file answers in 32 bits
         best = int(good[-1])
     below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
     return float((ranked[best] + below) / 2)  # halfway to the next image

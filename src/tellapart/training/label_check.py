@@ -13,7 +13,7 @@ from tellapart.errors import RecipeError
 from tellapart.evaluation.label_errors import best_rivals
 from tellapart.evaluation.metrics import IntArray, require_two_classes
 from tellapart.imaging.pool import map_ordered
-from tellapart.training.probe import MAX_SEARCH_IMAGES, FloatMatrix, fit_logistic, fit_probe
+from tellapart.training.probe import MAX_SEARCH_IMAGES, FloatMatrix, fit_logistic, search_strength
 
 MAX_FOLD_IMAGES = 20_000
 """A fold's probe learns from at most so many images, which bounds memory; every image is answered all the same."""
@@ -48,7 +48,9 @@ def out_of_fold_probs(embeddings: FloatMatrix, labels: IntArray, *, seed: int) -
     require_two_classes(labels, len(embeddings))
     rng = np.random.default_rng(seed)
     some = _draw(np.arange(len(labels)), MAX_SEARCH_IMAGES, rng)
-    strength = fit_probe(embeddings[some], labels[some], strengths=_STRENGTHS, folds=_FOLDS, seed=seed).strength
+    strength = search_strength(
+        embeddings[some], labels[some], strengths=_STRENGTHS, folds=_FOLDS, seed=seed
+    ).strength
     targets = np.eye(int(labels.max()) + 1, dtype=np.float32)[labels]
     first = _cross_fit(embeddings, labels, targets, strength=strength, rng=rng)
     given = first[np.arange(len(labels)), labels]

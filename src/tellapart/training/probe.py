@@ -107,20 +107,32 @@ class Probe:
     fold_logits: FloatMatrix
 
 
-def fit_probe(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StrengthSearch:
+    """What cross-validation found.
+
+    Attributes:
+        strength: the chosen C, for as many images as a search over these would learn from.
+        losses: mean log loss over held-out folds for each C that was tried, in nats.
+        images: (M,) rows of the embeddings that took part.
+        logits: (M, K) their logits at the chosen C, each from a model that did not see the image.
+        learned_from: images that each fold learned from, in the mean.
+    """
+
+    strength: float
+    losses: dict[float, float]
+    images: NDArray[np.int64]
+    logits: FloatMatrix
+    learned_from: float
+
+
+def search_strength(
     embeddings: FloatMatrix, labels: IntArray, *, strengths: Sequence[float], folds: int, seed: int
-) -> Probe:
-    """Fit logistic regression, its L2 strength chosen by stratified cross-validation: multinomial, or one label against the rest.
+) -> StrengthSearch:
+    """Choose the L2 strength of a logistic regression by stratified cross-validation.
 
     The search walks from the strongest penalty to the weakest, each fit starting from the last, and stops when the held-out
-    log loss has not fallen twice.
-
-    Args:
-        embeddings: (N, D) features of the training images.
-        labels: (N,) class indices in 0..K-1, at least two images a class; or (N, K) of 0 and 1.
-        strengths: ascending inverse strengths C to try.
-        folds: number of folds; fewer where the smallest class has fewer images.
-        seed: draws the folds, and the images that take part when there are more than ``MAX_SEARCH_IMAGES``.
+    log loss has not fallen twice. Arguments are those of ``fit_probe``.
     """
     head = head_of(labels)
     strata = labels if labels.ndim == 1 else _rarest_label(labels)
@@ -134,27 +146,50 @@ def fit_probe(
         for train, held_out in splits
     ]
     order = np.concatenate([held_out for _, held_out in splits])
-    search: dict[float, float] = {}
+    losses: dict[float, float] = {}
     logits: dict[float, FloatMatrix] = {}
     for strength in strengths:
         # The folds keep all processors busy; a matrix library with threads of its own makes them ten times slower.
         with threadpool_limits(1, user_api="blas"):
             fold_logits = map_ordered(functools.partial(_Fold.fit, strength=strength), parts)
             logits[strength] = np.concatenate(list(fold_logits))
-        search[strength] = head.log_loss(searched[order], logits[strength])
-        best = min(search, key=search.__getitem__)
-        if len(search) - 1 - list(search).index(best) == _PATIENCE:
+        losses[strength] = head.log_loss(searched[order], logits[strength])
+        best = min(losses, key=losses.__getitem__)
+        if len(losses) - 1 - list(losses).index(best) == _PATIENCE:
             break
+    return StrengthSearch(
+        strength=best,
+        losses=losses,
+        images=rows[order],
+        logits=logits[best],
+        learned_from=len(rows) * (folds - 1) / folds,
+    )
+
+
+def fit_probe(
+    embeddings: FloatMatrix, labels: IntArray, *, strengths: Sequence[float], folds: int, seed: int
+) -> Probe:
+    """Fit logistic regression, its L2 strength chosen by cross-validation: multinomial, or one label against the rest.
+
+    Args:
+        embeddings: (N, D) features of the training images.
+        labels: (N,) class indices in 0..K-1, at least two images a class; or (N, K) of 0 and 1.
+        strengths: ascending inverse strengths C to try.
+        folds: number of folds; fewer where the smallest class has fewer images.
+        seed: draws the folds, and the images that take part when there are more than ``MAX_SEARCH_IMAGES``.
+    """
+    search = search_strength(embeddings, labels, strengths=strengths, folds=folds, seed=seed)
+    head = head_of(labels)
     scaled, mean, scale = _standardize(embeddings)
     # C weighs the sum of losses over images, so the same penalty per image needs a C that shrinks as they grow.
-    strength = best * len(rows) * (folds - 1) / folds / len(labels)
+    strength = search.strength * search.learned_from / len(labels)
     weights = fit_logistic(scaled, labels, head=head, strength=strength, tolerance=_FINAL_TOLERANCE)
     return Probe(
         head=_unscaled_head(head, weights, mean, scale),
-        strength=best,
-        search=search,
-        fold_images=rows[order],
-        fold_logits=logits[best],
+        strength=search.strength,
+        search=search.losses,
+        fold_images=search.images,
+        fold_logits=search.logits,
     )
 
 
