@@ -227,6 +227,8 @@ def _train(
     with clock.stage("test"):
         tested, refused = answer(classifier, dataset.used("test"), "testing", progress)
         dataset = dataset.with_outcome("refused", refused)
+        if not tested:
+            raise DataError("no-images", "no test image could be read", hint="tellapart check says why for each")
         test = measure_answers(dataset.used("test"), tested, model.card)
     report: dict[str, Any] = {
         "schema_version": REPORT_VERSION,

@@ -288,3 +288,25 @@ def test_numbers_that_are_none(key, value):
     with pytest.raises(RecipeError) as caught:
         build_recipe("probe", {key: value})
     assert caught.value.code == "bad-setting"
+
+
+def test_cross_validation_never_asks_about_a_group_it_learned_from():
+    """Ten pictures of each of twenty patients, whose features say who they are and nothing about the class."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(20), 10)
+    labels = groups % 2
+    features = (rng.normal(size=(20, 40))[groups] + 0.01 * rng.normal(size=(200, 40))).astype(np.float32)
+    settings = {"strengths": (0.01, 1.0), "folds": 5, "seed": 1}
+    leaking = fit_probe(features, labels, **settings)
+    honest = fit_probe(features, labels, groups=groups, **settings)
+    accuracy = [np.mean(p.fold_logits.argmax(axis=1) == labels[p.fold_images]) for p in (leaking, honest)]
+    assert accuracy[0] == 1
+    assert accuracy[1] < 0.8
+    assert sorted(honest.fold_images) == list(range(200))
+
+
+def test_few_groups_are_few_folds():
+    features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    labels, groups = np.arange(30) % 2, np.arange(30) // 10
+    probe = fit_probe(features, labels, strengths=(1.0,), folds=5, seed=0, groups=groups)
+    assert sorted(probe.fold_images) == list(range(30))

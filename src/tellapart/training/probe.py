@@ -60,7 +60,12 @@ class ProbeWay:
         train, calib = dataset.used("train"), dataset.used("calib")
         matrix = self._matrix(train)
         probe = fit_probe(
-            matrix, train.labels, strengths=self.recipe.strengths, folds=self.recipe.folds, seed=seed
+            matrix,
+            train.labels,
+            strengths=self.recipe.strengths,
+            folds=self.recipe.folds,
+            seed=seed,
+            groups=_groups(train),
         )
         verified, verified_matrix = (calib, self._matrix(calib)) if len(calib) else (train, matrix)
         logits = probe.head.logits(verified_matrix)
@@ -86,6 +91,16 @@ class ProbeWay:
 
     def _matrix(self, dataset: Dataset) -> FloatMatrix:
         return np.stack([self._embeddings[content] for content in dataset.contents])
+
+
+def _groups(part: Dataset) -> IntArray | None:
+    """(N,) number of each image's group, an image without one being its own; None where there are no groups."""
+    names = part.table["group"].to_list()
+    if not any(name is not None for name in names):
+        return None
+    keys = [(name or "", i if name is None else -1) for i, name in enumerate(names)]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys], dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +142,13 @@ class StrengthSearch:
 
 
 def search_strength(
-    embeddings: FloatMatrix, labels: IntArray, *, strengths: Sequence[float], folds: int, seed: int
+    embeddings: FloatMatrix,
+    labels: IntArray,
+    *,
+    strengths: Sequence[float],
+    folds: int,
+    seed: int,
+    groups: IntArray | None = None,
 ) -> StrengthSearch:
     """Choose the L2 strength of a logistic regression by stratified cross-validation.
 
@@ -139,7 +160,11 @@ def search_strength(
     rows = _search_images(strata, seed)
     searched = labels[rows]
     folds = max(2, min(folds, int(np.bincount(strata[rows])[np.unique(strata[rows])].min())))
-    fold = _folds(strata[rows], folds, seed)
+    if groups is None:
+        fold = _folds(strata[rows], folds, seed)
+    else:
+        folds = min(folds, len(np.unique(groups[rows])))
+        fold = _group_folds(strata[rows], groups[rows], folds, seed)
     splits = [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(folds)]
     parts = [
         _Fold(head, embeddings[rows[train]], searched[train], embeddings[rows[held_out]])
@@ -167,7 +192,13 @@ def search_strength(
 
 
 def fit_probe(
-    embeddings: FloatMatrix, labels: IntArray, *, strengths: Sequence[float], folds: int, seed: int
+    embeddings: FloatMatrix,
+    labels: IntArray,
+    *,
+    strengths: Sequence[float],
+    folds: int,
+    seed: int,
+    groups: IntArray | None = None,
 ) -> Probe:
     """Fit logistic regression, its L2 strength chosen by cross-validation: multinomial, or one label against the rest.
 
@@ -177,8 +208,9 @@ def fit_probe(
         strengths: ascending inverse strengths C to try.
         folds: number of folds; fewer where the smallest class has fewer images.
         seed: draws the folds, and the images that take part when there are more than ``MAX_SEARCH_IMAGES``.
+        groups: (N,) number of the group of each image, all of which lies in one fold; None without groups.
     """
-    search = search_strength(embeddings, labels, strengths=strengths, folds=folds, seed=seed)
+    search = search_strength(embeddings, labels, strengths=strengths, folds=folds, seed=seed, groups=groups)
     head = head_of(labels)
     scaled, mean, scale = _standardize(embeddings)
     # C weighs the sum of losses over images, so the same penalty per image needs a C that shrinks as they grow.
@@ -349,6 +381,23 @@ def _folds(labels: IntArray, folds: int, seed: int) -> IntArray:
         fold[of_class] = (dealt + np.arange(len(of_class))) % folds
         dealt += len(of_class)
     return fold
+
+
+def _group_folds(strata: IntArray, groups: IntArray, folds: int, seed: int) -> IntArray:
+    """(N,) fold of each image: groups are dealt out whole, the largest first, each where its classes are rarest."""
+    rng = np.random.default_rng(seed)
+    names, group = np.unique(groups, return_inverse=True)
+    counts = np.zeros((len(names), int(strata.max()) + 1))
+    np.add.at(counts, (group, strata), 1)
+    dealt = np.zeros((folds, counts.shape[1]))
+    fold_of_group = np.empty(len(names), dtype=np.int64)
+    shuffled = rng.permutation(len(names))
+    for i in shuffled[np.argsort(-counts[shuffled].sum(axis=1), kind="stable")]:
+        fold = min(range(folds), key=lambda f: (float(dealt[f] @ counts[i]), float(dealt[f].sum())))
+        fold_of_group[i] = fold
+        dealt[fold] += counts[i]
+    result: IntArray = fold_of_group[group]
+    return result
 
 
 def _standardize(embeddings: FloatMatrix) -> tuple[FloatMatrix, FloatMatrix, FloatMatrix]:
