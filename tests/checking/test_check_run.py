@@ -269,6 +269,19 @@ def test_sizes_are_those_of_the_upright_image(tmp_path, size, exif, image_format
     assert tuple(row["size_px"]) == (size if exif == 1 else size[::-1])
 
 
+@pytest.mark.parametrize("error", [KeyError(-1), ValueError("Could not determine subsampling")])
+def test_a_jpeg_header_that_only_pillow_reads_is_no_accident(tmp_path, monkeypatch, error):
+    """simplejpeg raises either, by the kind of odd sampling factors."""
+
+    def fail(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr(looks_module.simplejpeg, "decode_jpeg_header", fail)
+    path = write(tmp_path / "image.jpg", encoded(picture(1).resize((60, 40)), "JPEG"))
+    content = sha256(Path(path).read_bytes())
+    assert tuple(look_at({content: path}, SMALL).looks[content]["size_px"]) == (60, 40)
+
+
 def test_issues_file(result, tmp_path):
     write_issues(result.issues, tmp_path / "issues.parquet")
     table = pl.read_parquet(tmp_path / "issues.parquet")

@@ -212,7 +212,7 @@ def _size(data: bytes, image_format: str, pixels: Pixels) -> tuple[int, int]:
         return width, height
     try:
         stored_height, stored_width = simplejpeg.decode_jpeg_header(data, strict=False)[:2]
-    except ValueError:  # a header that only Pillow understands, and then the size is the file's own
+    except (KeyError, ValueError):  # a header that only Pillow understands, and then the size is the file's own
         return width, height
     turned = (height > width) != (stored_height > stored_width)
     return (stored_height, stored_width) if turned else (stored_width, stored_height)
