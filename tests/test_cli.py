@@ -70,7 +70,7 @@ def test_evaluate(run, photos):
 def test_info(run):
     assert run.report["dataset"]["fingerprint"]
     card = json.loads(call("info", run.model_path, "--json").stdout)
-    assert card["schema_version"] == 1
+    assert card["schema_version"] == 2
     assert all(key in card for key in ("familiarity", "conformal", "decision_rules", "calibration", "metrics"))
     assert ", ".join(card["class_names"]) in call("info", run.model_path).stdout
 
@@ -372,3 +372,10 @@ def test_class_names_are_shown_as_they_are(photos, tmp_path):
     assert "[dots]" in done.stdout
     assert "[red]/model.onnx" in done.stdout
     assert "[dots]" in call("info", tmp_path / "[red]/model.onnx").stdout
+
+
+def test_preview_says_where_its_picture_is_to_machines_too(photos, tmp_path):
+    settings = ["--recipe", "cnn", "--set", "input_size_px=16", "--out", tmp_path / "run"]
+    said = json.loads(call("train", photos, *settings, "--preview-augmentation", "--json").stdout)
+    assert Image.open(said["picture"]).width > 100
+    assert not (tmp_path / "run/model.onnx").exists()

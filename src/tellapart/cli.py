@@ -151,6 +151,9 @@ def train(
                     progress=bar,
                     on_epoch=bar.epoch,
                 )
+        if preview and as_json:
+            _print_json({"picture": str(picture)})
+            return
         if preview:
             _say(quiet, f"{picture}: the first column is the image, the others are what training sees of it")
             return

@@ -305,3 +305,11 @@ def test_the_result_keeps_its_order(planted):
     first, second = (run_check(open_dataset(planted[0])) for _ in range(2))
     assert isinstance(first, CheckResult)
     assert first.issues == second.issues
+
+
+def test_where_nothing_can_be_read_the_note_says_so(tmp_path):
+    write(tmp_path / "owls/1.jpg", b"nothing")
+    write(tmp_path / "cats/1.jpg", b"nothing either")
+    found = run_check(open_dataset(tmp_path), backbone=open_backbone("efficientnet_lite0"), preprocess=SMALL)
+    assert found.counts["unreadable"] == 2
+    assert found.notes == ("nothing else was looked for: no image could be read",)

@@ -134,6 +134,8 @@ def _pixel_issues(part: Dataset, seen: Seen, progress: Progress) -> list[Issue]:
 
 def _label_issues(part: Dataset, seen: Seen, out_of_fold: OutOfFold | None) -> tuple[list[Issue], list[str]]:
     """Labels that do not fit their images, and why they were not looked for."""
+    if not len(part):
+        return [], ["nothing else was looked for: no image could be read"]
     if not seen.embeddings:
         return [], ["label errors and outliers were not looked for: they need a backbone"]
     if part.task != "classification":

@@ -16,7 +16,7 @@ from tellapart.errors import ModelError, RecipeError
 from tellapart.records import Calibration, ConformalRule, ModelCard, Preprocess, Weights
 from tellapart.storage import sha256, write_bytes
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METADATA_KEY = "tellapart"
 MAX_MODEL_BYTES = 2**30
 
@@ -147,7 +147,7 @@ def read_model(path: str | Path) -> ModelFile:
     operators than our models do, or that point to data outside themselves.
 
     Raises:
-        ModelError: model-not-found, damaged-model, foreign-model, newer-model, unsafe-model.
+        ModelError: model-not-found, damaged-model, foreign-model, newer-model, older-model, unsafe-model.
     """
     path = Path(path)
     try:
@@ -195,6 +195,11 @@ def _card(document: str) -> ModelCard:
                 f"the model file has schema version {version}; this version of tellapart reads {SCHEMA_VERSION}"
             )
             raise ModelError("newer-model", message, hint="pip install --upgrade tellapart")
+        if version < SCHEMA_VERSION:
+            message = (
+                f"the model file has schema version {version}; this version of tellapart reads {SCHEMA_VERSION}"
+            )
+            raise ModelError("older-model", message, hint="train it again: tellapart train FOLDER")
         if values.pop("card_sha256") != card_checksum({"schema_version": version, **values}):
             raise ValueError("its checksum differs")
         if not all(isinstance(name, str) for name in values["class_names"]) or isinstance(
