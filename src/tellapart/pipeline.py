@@ -362,8 +362,9 @@ def calibrate(fitted: Fitted, recipe: Recipe, task: Task) -> tuple[Calibration, 
 
 def measure_answers(part: Dataset, answers: Answers, card: ModelCard) -> dict[str, Any]:
     """Measure a model file's answers about the images in use of one part."""
-    probs = np.array([answers[path] for path in part.paths]).reshape(len(part), len(part.class_names))
-    return RULES[card.task].measure(part.labels, probs, part.class_names, card.label_thresholds)
+    rows = [answers[path] for path in part.paths]
+    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return RULES[card.task].measure(part.labels, stacked, card)
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:

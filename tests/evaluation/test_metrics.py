@@ -20,7 +20,14 @@ fit_conformal = ClassificationRules().fit_conformal
 
 
 def measure(labels, probs, class_names):
-    return ClassificationRules().measure(labels, probs, class_names, ())
+    model = ModelCard(
+        class_names=tuple(class_names),
+        preprocess=Preprocess(input_size_px=32),
+        calibration=Calibration(temperature=1.0, method="calib", n=100),
+        embedding_dim=4,
+        created="2026-01-01T00:00:00Z",
+    )
+    return ClassificationRules().measure(labels, {"probs": probs}, model)
 
 
 NAMES = ("cat", "dog", "fox", "owl")
@@ -264,7 +271,7 @@ def card(min_prob, coverage=0.95):
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_verdicts(probs, min_prob, verdict, prediction_set, dtype):
-    found = decide("a/b.png", np.array(probs, dtype), card(min_prob))
+    found = decide("a/b.png", {"probs": np.array(probs, dtype)}, card(min_prob))
     assert (found.verdict, found.prediction_set) == (verdict, prediction_set)
     best = int(np.argmax(probs))
     assert (found.path, found.label, found.error) == ("a/b.png", NAMES[best], "")
@@ -279,7 +286,8 @@ def test_the_set_holds_the_image_the_rule_was_cut_at(dtype):
     rule = fit_conformal(probs, labels, coverage=0.9)
     model = card(rule.min_prob)
     held = [
-        NAMES[label] in decide("", row, model).prediction_set for label, row in zip(labels, probs, strict=True)
+        NAMES[label] in decide("", {"probs": row}, model).prediction_set
+        for label, row in zip(labels, probs, strict=True)
     ]
     assert sum(held) == 46, "ceil(51 * 0.9) of 50"
 
@@ -287,9 +295,9 @@ def test_the_set_holds_the_image_the_rule_was_cut_at(dtype):
 def test_sure_and_the_labels_given_never_contradict_each_other():
     """Thresholds that disagree with the prediction set make an answer unsure."""
     card = replace_card(label_thresholds=(0.9, 0.1), min_prob=0.3)
-    said = MultiLabelRules().decide("", np.array([0.8, 0.2], dtype=np.float32), card)
+    said = MultiLabelRules().decide("", {"probs": np.array([0.8, 0.2], dtype=np.float32)}, card)
     assert (said.labels, said.prediction_set, said.verdict) == (("b",), ("a",), "unsure")
-    said = MultiLabelRules().decide("", np.array([0.95, 0.05], dtype=np.float32), card)
+    said = MultiLabelRules().decide("", {"probs": np.array([0.95, 0.05], dtype=np.float32)}, card)
     assert (said.labels, said.prediction_set, said.verdict) == (("a",), ("a",), "sure")
 
 

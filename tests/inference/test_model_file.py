@@ -252,7 +252,7 @@ def test_the_card_is_json_under_one_key():
     (entry,) = parsed(tiny_model()).metadata_props
     document = json.loads(entry.value)
     assert entry.key == METADATA_KEY == "tellapart"
-    assert document["schema_version"] == 2
+    assert document["schema_version"] == 3
     assert document["class_names"] == list(CLASS_NAMES)
     assert document["preprocess"]["input_size_px"] == SIDE_PX
     assert parse_model(with_values()).card == tiny_model().card  # with_values alone changes nothing
@@ -265,7 +265,7 @@ def test_a_missing_key(key):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "{}", "[]", "5", '"tellapart"', "null", "true", "[" * 100_000, '{"schema_version": 2}', "\x00"],
+    ["", "{", "{}", "[]", "5", '"tellapart"', "null", "true", "[" * 100_000, '{"schema_version": 3}', "\x00"],
     ids=lambda text: text[:10],
 )
 def test_a_card_that_is_no_card(text):
@@ -318,7 +318,7 @@ def test_a_card_that_does_not_fit(changed):
     assert code_of(with_values(**changed)) == "damaged-model"
 
 
-@pytest.mark.parametrize(("version", "also_changed"), [(3, {}), (99, {}), (99, {"class_names": {"new": "form"}})])
+@pytest.mark.parametrize(("version", "also_changed"), [(4, {}), (99, {}), (99, {"class_names": {"new": "form"}})])
 def test_a_newer_model(version, also_changed):
     content = with_values(schema_version=version, **also_changed)
     assert code_of(content) == "newer-model"
@@ -326,7 +326,7 @@ def test_a_newer_model(version, also_changed):
 
 def test_an_older_model_is_said_to_be_old_not_damaged():
     with pytest.raises(ModelError) as caught:
-        parse_model(with_values(schema_version=1))
+        parse_model(with_values(schema_version=2))
     assert caught.value.code == "older-model"
     assert "train it again" in caught.value.hint
 

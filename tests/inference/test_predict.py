@@ -244,13 +244,13 @@ def test_a_batch_answers_like_single_images(classifier, photos, n):
     assert n == 1 or np.ptp(single, axis=0).max() > 0.1  # the images do differ
 
 
-def test_iter_probs_are_those_of_predict(tiny, files):
+def test_answers_are_those_of_predict(tiny, files):
     images = [files / "red.png", files / "broken.png", flat("blue")]
-    first, second, third = tiny.iter_probs(images)
+    first, second, third = tiny.iter_answers(images)
     predicted = tiny.predict(images)
-    assert tuple(first.tolist()) == predicted[0].probs
+    assert tuple(first["probs"].tolist()) == predicted[0].probs
     assert second.code == predicted[1].error == "truncated-image"
-    assert tuple(third.tolist()) == predicted[2].probs
+    assert tuple(third["probs"].tolist()) == predicted[2].probs
     assert decide("", third, tiny.card) == predicted[2]
 
 

@@ -11,6 +11,7 @@ from scipy.special import log_softmax, softmax
 from tellapart.evaluation.calibration import minimize_log_loss
 from tellapart.evaluation.conformal import fit_min_prob
 from tellapart.evaluation.metrics import (
+    Answer,
     FloatArray,
     IntArray,
     accuracy,
@@ -60,14 +61,9 @@ class ClassificationRules:
         ordered = np.sort(expected, axis=1)
         return expected.argmax(axis=1) != found.argmax(axis=1), ordered[:, -1] - ordered[:, -2]
 
-    def measure(
-        self,
-        labels: IntArray,
-        probs: FloatArray,
-        class_names: Sequence[str],
-        thresholds: Sequence[float],  # noqa: ARG002
-    ) -> dict[str, Any]:
+    def measure(self, labels: IntArray, answers: Answer, card: ModelCard) -> dict[str, Any]:
         """``accuracy`` with its 95 % interval, ``log_loss`` in nats, ``confusion_matrix`` (row: true class), ``per_class``."""
+        probs, class_names = answers["probs"], card.class_names
         confusion = confusion_matrix(labels, np.argmax(probs, axis=1), len(class_names))
         per_class = {
             name: {"n": int(n), "precision": asdict(class_precision), "recall": asdict(class_recall)}
@@ -85,12 +81,13 @@ class ClassificationRules:
             "per_class": per_class,
         }
 
-    def decide(self, path: str, probs: FloatArray, card: ModelCard) -> Prediction:
+    def decide(self, path: str, answer: Answer, card: ModelCard) -> Prediction:
         """``sure`` when the prediction set holds exactly one class; otherwise ``unsure``, also without a fitted rule.
 
         Where no class reaches the rule's probability, the set holds the most probable classes up to the coverage, so that
         something is listed; sets only grow by this, so what is promised of them holds.
         """
+        probs = answer["probs"]
         order = np.argsort(-probs, kind="stable")
         rule = card.conformal
         min_prob = 0.0 if rule is None else rule.min_prob

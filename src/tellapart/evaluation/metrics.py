@@ -1,7 +1,7 @@
 """How good predictions are: functions of labels and probabilities, each with its uncertainty."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ from tellapart.records import Interval
 
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
+Answer = Mapping[str, FloatArray]
+"""What a model file says of one image, by the names of its outputs: ``probs`` (K,), and ``familiarity`` () where it has that
+output. Of N images, stacked: (N, K) and (N,)."""
 
 _Z95 = 1.959963984540054
 

@@ -12,6 +12,7 @@ from tellapart.errors import RecipeError
 from tellapart.evaluation.calibration import minimize_log_loss
 from tellapart.evaluation.conformal import fit_min_prob
 from tellapart.evaluation.metrics import (
+    Answer,
     FloatArray,
     IntArray,
     average_precision,
@@ -77,10 +78,9 @@ class MultiLabelRules:
         distance = np.where(differs, np.abs(expected - limits), -np.inf)
         return differs.any(axis=1), np.where(differs.any(axis=1), distance.max(axis=1), np.inf)
 
-    def measure(
-        self, labels: IntArray, probs: FloatArray, class_names: Sequence[str], thresholds: Sequence[float]
-    ) -> dict[str, Any]:
+    def measure(self, labels: IntArray, answers: Answer, card: ModelCard) -> dict[str, Any]:
         """``map``, ``macro_f1``, ``micro_f1``, ``hamming_loss``, ``exact_match``, each with its 95 % interval; ``per_class``."""
+        probs, class_names, thresholds = answers["probs"], card.class_names, card.label_thresholds
         given = (probs >= np.asarray(thresholds)).astype(np.int64)
         n = len(labels)
         exact = int((given == labels).all(axis=1).sum()) if n else 0
@@ -118,11 +118,12 @@ class MultiLabelRules:
             }
         return per_class
 
-    def decide(self, path: str, probs: FloatArray, card: ModelCard) -> Prediction:
+    def decide(self, path: str, answer: Answer, card: ModelCard) -> Prediction:
         """Give every label that reaches its threshold.
 
         ``sure`` when for each label either presence or absence is ruled out, and the labels given are those that are left.
         """
+        probs = answer["probs"]
         order = np.argsort(-probs, kind="stable")
         min_prob = 0.0 if card.conformal is None else card.conformal.min_prob
         possible = probs >= min_prob

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.evaluation.classification import ClassificationRules
-from tellapart.evaluation.metrics import FloatArray, IntArray
+from tellapart.evaluation.metrics import Answer, FloatArray, IntArray
 from tellapart.evaluation.multilabel import MultiLabelRules
 from tellapart.records import ConformalRule, ModelCard, Prediction, Task
 
@@ -43,13 +43,11 @@ class TaskRules(Protocol):
         """(N,) whether two sets of probabilities give different answers, and how near the expected answer was to another."""
         ...
 
-    def measure(
-        self, labels: IntArray, probs: FloatArray, class_names: Sequence[str], thresholds: Sequence[float]
-    ) -> dict[str, Any]:
+    def measure(self, labels: IntArray, answers: Answer, card: ModelCard) -> dict[str, Any]:
         """Metrics with intervals, as in ``report.json``; ``headline`` names those to print first."""
         ...
 
-    def decide(self, path: str, probs: FloatArray, card: ModelCard) -> Prediction:
+    def decide(self, path: str, answer: Answer, card: ModelCard) -> Prediction:
         """The answer for one image."""
         ...
 

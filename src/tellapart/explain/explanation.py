@@ -53,12 +53,12 @@ def explain(
     data = image if isinstance(image, bytes) else read_image_bytes(image)
     pixels = load_input(data, card.preprocess)
     engine: Engine = OpenVINOEngine(file.onnx_bytes, input_size_px=len(pixels), precision="f32")
-    probs = engine.run(pixels[None])["probs"][0]
+    answer = {output: values[0] for output, values in engine.run(pixels[None]).items()}
     patch_px, stride_px = default_patch(len(pixels))
     fall = occlusion_map(
-        engine, pixels, int(np.argmax(probs)), patch_px=patch_px, stride_px=stride_px, progress=progress
+        engine, pixels, int(np.argmax(answer["probs"])), patch_px=patch_px, stride_px=stride_px, progress=progress
     )
-    prediction = decide(name, probs, card)
+    prediction = decide(name, answer, card)
     occlusion = Occlusion(fall=fall, patch_px=patch_px, stride_px=stride_px)
     story = tell(decode_image(data), pixels, read_walk(file, pixels), occlusion, prediction, card)
     explanation = Explanation(

@@ -16,7 +16,7 @@ from tellapart.errors import ModelError, RecipeError
 from tellapart.records import Calibration, ConformalRule, ModelCard, Preprocess, Weights
 from tellapart.storage import sha256, write_bytes
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 METADATA_KEY = "tellapart"
 MAX_MODEL_BYTES = 2**30
 

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tellapart.errors import ImageError
 from tellapart.evaluation.decide import decide
 from tellapart.imaging.files import iter_files
-from tellapart.inference.engine import ImageSource, OpenVINOEngine, Precision, iter_outputs
+from tellapart.inference.engine import ImageSource, OpenVINOEngine, Outputs, Precision, iter_outputs
 from tellapart.inference.model import ModelFile, read_model
 from tellapart.records import ModelCard, Prediction
 
@@ -82,12 +81,11 @@ class Classifier:
             if isinstance(answer, ImageError):
                 yield Prediction(path=name, verdict="error", error=answer.code, message=answer.message)
             else:
-                yield decide(name, answer["probs"], self.card)
+                yield decide(name, answer, self.card)
 
-    def iter_probs(self, images: Iterable[ImageSource]) -> Iterator[NDArray[np.float32] | ImageError]:
-        """(K,) probabilities of each image, or why it cannot be used; in order."""
-        for answer in iter_outputs(self.engine, self.card.preprocess, images):
-            yield answer if isinstance(answer, ImageError) else answer["probs"]
+    def iter_answers(self, images: Iterable[ImageSource]) -> Iterator[Outputs | ImageError]:
+        """What the file says of each image, by output, or why the image cannot be used; in order."""
+        yield from iter_outputs(self.engine, self.card.preprocess, images)
 
 
 def load(path: str | Path) -> Classifier:

@@ -21,8 +21,10 @@ TIE_MARGIN = 0.02
 
 _REFERENCE = "probs in full precision"
 
-Answers = dict[str, NDArray[np.float32]]
-"""(K,) probabilities by path."""
+Answers = dict[str, Outputs]
+"""What the model file says of each image, by path: the outputs a verdict is made from."""
+
+_ANSWERED = ("probs", "familiarity")
 
 
 def answer(
@@ -35,11 +37,11 @@ def answer(
     """
     answers: Answers = {}
     refused: dict[str, tuple[str, str]] = {}
-    for path, probs in zip(part.paths, classifier.iter_probs(part.images), strict=True):
-        if isinstance(probs, ImageError):
-            refused[path] = (probs.code, probs.message)
+    for path, outputs in zip(part.paths, classifier.iter_answers(part.images), strict=True):
+        if isinstance(outputs, ImageError):
+            refused[path] = (outputs.code, outputs.message)
         else:
-            answers[path] = probs
+            answers[path] = _answered(outputs)
         progress(stage, len(answers) + len(refused), len(part))
     return answers, refused
 
@@ -75,10 +77,10 @@ def verify(
             if isinstance(output, ImageError):
                 hint = "it was there when the run began; leave the images alone until it ends, and train again"
                 raise ImageError(output.code, f"{path} can no longer be read: {output.message}", hint=hint)
-            answers[path] = output["probs"]
+            answers[path] = _answered(output)
             full.append(output[_REFERENCE] if reduced else output["probs"])
             progress("verifying", len(answers), len(part))
-    probs = np.stack(list(answers.values()))
+    probs = np.stack([answer["probs"] for answer in answers.values()])
     found: dict[str, Any] = {
         "n": len(part),
         "precision": classifier.precision,
@@ -94,6 +96,10 @@ def verify(
     if reduced:
         found["against_f32"] = _difference(np.stack(full), probs, model.card)
     return found, answers
+
+
+def _answered(outputs: Outputs) -> Outputs:
+    return {name: outputs[name] for name in _ANSWERED if name in outputs}
 
 
 class _WithReference:
