@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from tellapart.data.near_duplicates import find_near_duplicates, make_thumbnail
+from tellapart.data.near_duplicates import find_near_duplicates
 from tellapart.data.quality import Finding, find_odd, make_preview, measure_quality, quality_of
 from tellapart.imaging.decode import decode_image
 from tellapart.imaging.pool import batched, map_ordered
 from tellapart.imaging.preprocess import preprocess_image
+from tellapart.imaging.thumbnail import make_thumbnail
 from tellapart.inference.bundled import open_backbone
 from tellapart.inference.engine import BATCH_SIZE, OpenVINOEngine
 from tellapart.training.recipes import build_recipe
@@ -84,7 +85,8 @@ def look(data: bytes) -> tuple[np.ndarray, np.ndarray, tuple[int, int], np.ndarr
     preview = make_preview(pixels)
     size = Image.open(io.BytesIO(data)).size
     preprocess = build_recipe("probe", {}).preprocess
-    return make_thumbnail(preview), measure_quality(preview), size, preprocess_image(pixels, preprocess)
+    inputs = preprocess_image(pixels, preprocess)
+    return make_thumbnail(inputs), measure_quality(preview), size, inputs
 
 
 def embed(inputs: Sequence[np.ndarray]) -> np.ndarray:

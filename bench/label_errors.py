@@ -79,10 +79,10 @@ def embed(folder: Path, paths: list[str], stages: tuple[int, ...], side_px: int)
     contents = {path: sha256(Path(file).read_bytes()) for path, file in files.items()}
     by_content = {contents[path]: file for path, file in files.items()}
     backbone = open_backbone("efficientnet_lite0", stages)
-    embeddings, errors = embed_files(by_content, backbone, Preprocess(input_size_px=side_px))
-    if errors:
-        raise SystemExit(f"{len(errors)} images cannot be decoded")
-    return np.stack([embeddings[contents[path]] for path in paths])
+    found = embed_files(by_content, backbone, Preprocess(input_size_px=side_px))
+    if found.errors:
+        raise SystemExit(f"{len(found.errors)} images cannot be decoded")
+    return np.stack([found.embeddings[contents[path]] for path in paths])
 
 
 def plain_probs(embeddings: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:

@@ -23,15 +23,19 @@ import simplejpeg
 from PIL import Image
 
 from duplicates import KINDS, altered, recall
-from tellapart.data.near_duplicates import find_near_duplicates, make_thumbnail
+from tellapart.data.near_duplicates import find_near_duplicates
 from tellapart.data.quality import find_odd, make_preview, measure_quality, quality_of
 from tellapart.imaging.decode import decode_image
 from tellapart.imaging.pool import batched, cpu_count, map_ordered
+from tellapart.imaging.preprocess import preprocess_image
+from tellapart.imaging.thumbnail import make_thumbnail
+from tellapart.records import Preprocess
 from train import save
 
 COPIED = 100  # one image in so many has a copy
 A_FOLDER = 1_000
 MILLION = 1_000_000
+PREPROCESS = Preprocess(input_size_px=224)
 
 
 def generate(folder: Path, n: int) -> np.ndarray:
@@ -80,9 +84,9 @@ def look(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Thumbnails, quality and sizes of some files."""
     thumbnails, rows, sizes = [], [], []
     for path in paths:
-        pixels = decode_image(path, target_px=224)
+        pixels = decode_image(path, target_px=PREPROCESS.input_size_px)
         preview = make_preview(pixels)
-        thumbnails.append(make_thumbnail(preview))
+        thumbnails.append(make_thumbnail(preprocess_image(pixels, PREPROCESS)))
         rows.append(measure_quality(preview))
         sizes.append(pixels.shape[1::-1])
     return np.stack(thumbnails), np.stack(rows), np.array(sizes)

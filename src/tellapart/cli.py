@@ -529,6 +529,7 @@ def _said_of_test(metrics: Mapping[str, Any]) -> dict[str, str]:
 def _print_run(report: Mapping[str, Any], model_path: Path) -> None:
     _print_dataset(report["dataset"])
     _print_metrics(report["test"])
+    _print_leaks(report["leaks"])
     _print_verification(report["verification"])
     if "verdict" in report["fit"]:
         out_console.print(report["fit"]["verdict"], markup=False, highlight=False)
@@ -600,6 +601,20 @@ def _print_confusions(names: Sequence[str], confusion: Sequence[Sequence[int]]) 
     ]
     if said:
         out_console.print(f"mistakes: {', '.join(said)}", markup=False, highlight=False)
+
+
+def _print_leaks(leaks: Mapping[str, Any]) -> None:
+    if not leaks["n"]:
+        return
+    without = leaks["test_without"]
+    said = "none would be left without them"
+    if without:
+        metric = without["headline"][0]
+        said = f"without them {metric.replace('_', ' ')} {_interval(without[metric])} on {without['n']:,}"
+    out_console.print(
+        f"[bold yellow]{leaks['n']:,} test images show a picture that was trained on, too[/]; {said}",
+        highlight=False,
+    )
 
 
 def _print_verification(found: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from tellapart.checking.fixes import apply_fixes, read_fix_list, write_fix_list
 from tellapart.checking.page import render_page
 from tellapart.checking.run import CheckResult, run_check, write_issues
 from tellapart.data.check import check_contents, require_enough
+from tellapart.data.copies import find_copies, leaked_paths
 from tellapart.data.dataset import LABEL_KEY, Dataset, Split
 from tellapart.data.sources import (
     DEFAULT_OPTIONS,
@@ -49,8 +50,8 @@ from tellapart.storage import atomic_file, locked_folder, write_bytes, write_jso
 from tellapart.training.label_check import out_of_fold_probs
 from tellapart.training.recipes import Recipe, build_recipe, probe, recipe_settings, recipe_toml
 from tellapart.training.resume import UnfinishedRun, begin_run, finish_run, read_run, require_same_images
-from tellapart.training.train import Fitted, open_way
-from tellapart.training.verify import Answers, answer, verify
+from tellapart.training.train import Fitted, Way, learning_part, open_way
+from tellapart.training.verify import Answered, Answers, answer, verify
 
 REPORT_VERSION = 1
 
@@ -212,6 +213,8 @@ def _train(
     with clock.stage("features"):
         dataset = way.prepare(dataset, progress)
         require_enough(dataset)
+        learning = learning_part(dataset)
+        dataset = find_copies(dataset, learning, way.thumbnails(learning), progress)
     with clock.stage("fit"):
         dataset = _split(dataset, way.recipe, run.seed)
         require_same_images(folder, run, dataset.fingerprint())
@@ -225,14 +228,16 @@ def _train(
         classifier = Classifier(model)
         verification, answers = verify(classifier, model, part, fitted.probs(part, calibration), progress)
     with clock.stage("test"):
-        tested, refused = answer(classifier, dataset.used("test"), "testing", progress)
-        dataset = dataset.with_outcome("refused", refused)
-        if not tested:
+        tested = answer(classifier, dataset.used("test"), progress)
+        dataset = dataset.with_outcome("refused", tested.refused)
+        if not tested.answers:
             raise DataError("no-images", "no test image could be read", hint="tellapart check says why for each")
-        test = measure_answers(dataset.used("test"), tested, model.card)
+        test = measure_answers(dataset.used("test"), tested.answers, model.card)
+        leaks = measure_leaks(dataset, way, tested, model.card)
     report: dict[str, Any] = {
         "schema_version": REPORT_VERSION,
         "test": test,
+        "leaks": leaks,
         "calibration": {**asdict(calibration), "conformal": asdict(conformal)},
         "verification": verification,
         "dataset": describe(dataset),
@@ -242,7 +247,7 @@ def _train(
         "seconds": clock.seconds(),
     }
     card = replace(model.card, metrics=test, verification=verification, dataset=report["dataset"])
-    _write_run(folder, model.with_card(card), dataset, answers | tested, way.recipe, report)
+    _write_run(folder, model.with_card(card), dataset, answers | tested.answers, way.recipe, report)
     if not fitted.interrupted:
         finish_run(folder)
     return Run(folder=folder, report=report, interrupted=fitted.interrupted)
@@ -289,13 +294,13 @@ def evaluate(
     classifier = model if isinstance(model, Classifier) else load(model)
     task = classifier.card.task
     dataset = check_contents(open_test_images(source, classifier.class_names, options, task=task), progress)
-    answers, refused = answer(classifier, dataset.used(), "testing", progress)
-    dataset = dataset.with_outcome("refused", refused)
+    found = answer(classifier, dataset.used(), progress)
+    dataset = dataset.with_outcome("refused", found.refused)
     if not len(dataset.used()):
         raise DataError(
             "no-images", f"no image in {source} could be read", hint="tellapart predict says why for each"
         )
-    return {"test": measure_answers(dataset.used(), answers, classifier.card), "dataset": describe(dataset)}
+    return {"test": measure_answers(dataset.used(), found.answers, classifier.card), "dataset": describe(dataset)}
 
 
 def check(
@@ -365,6 +370,19 @@ def measure_answers(part: Dataset, answers: Answers, card: ModelCard) -> dict[st
     rows = [answers[path] for path in part.paths]
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return RULES[card.task].measure(part.labels, stacked, card)
+
+
+def measure_leaks(dataset: Dataset, way: Way, tested: Answered, card: ModelCard) -> dict[str, Any]:
+    """Test images that show the same picture as an image of another part, and the metrics without them.
+
+    ``test_without`` is None where nothing leaks, and where nothing is left.
+    """
+    learned, test = dataset.used("train", "val", "calib"), dataset.used("test")
+    thumbnails = [*way.thumbnails(learned), *(tested.thumbnails[path] for path in test.paths)]
+    paths = leaked_paths(learned, test, np.stack(thumbnails))
+    rest = test.where(~pl.col("path").is_in(paths))
+    measured = measure_answers(rest, tested.answers, card) if paths and len(rest) else None
+    return {"n": len(paths), "paths": paths, "test_without": measured}
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -113,6 +113,46 @@ class ArrayCache:
         contents = np.frombuffer(raw, dtype=np.uint8).reshape(-1, 32)
         np.savez(shard, contents=contents, arrays=np.stack(list(arrays.values())))
         write_checked(self._folder / f"{sha256(contents.tobytes())[:32]}.npz.checked", shard.getvalue())
+
+
+class CachedRows:
+    """Arrays by content hash: those of a cache that are wanted, and new ones, which go there shard by shard.
+
+    Args:
+        folder: of the cache; None for none.
+        wanted: the hashes in question.
+        rows_a_shard: what an interruption may cost.
+    """
+
+    def __init__(self, folder: Path | None, wanted: Collection[str], *, rows_a_shard: int = 2_000) -> None:
+        self._cache = ArrayCache(folder) if folder else None
+        self._wanted = wanted
+        self._rows_a_shard = rows_a_shard
+        self._fresh: dict[str, NDArray[Any]] = {}
+        self.found: dict[str, NDArray[Any]] = {
+            content: row
+            for contents, rows in (self._cache.shards() if self._cache else ())
+            for content, row in zip(contents, rows, strict=True)
+            if content in wanted
+        }
+
+    def missing(self) -> list[str]:
+        """The wanted that are not found."""
+        return [content for content in self._wanted if content not in self.found]
+
+    def add(self, content: str, row: NDArray[Any]) -> None:
+        """Take a row in, unless it is there."""
+        if content in self.found:
+            return
+        self.found[content] = self._fresh[content] = row
+        if len(self._fresh) == self._rows_a_shard:
+            self.save()
+
+    def save(self) -> None:
+        """Write what is new into the cache."""
+        if self._cache:
+            self._cache.add(self._fresh)
+        self._fresh = {}
 
 
 @contextmanager

@@ -222,9 +222,9 @@ def test_looks_and_embeddings_are_those_of_training_and_come_from_one_decode(tmp
     assert len(decoded) == len(files)
     assert seen.matrix(part.contents).shape == (16, backbone.embedding_dim)
     monkeypatch.setattr("tellapart.inference.embed.OpenVINOEngine", None)  # all of it must be in the cache
-    embeddings, errors = embed_files(files, backbone, SMALL)
-    assert not errors
-    assert all(np.array_equal(embeddings[content], seen.embeddings[content]) for content in files)
+    found = embed_files(files, backbone, SMALL)
+    assert not found.errors
+    assert all(np.array_equal(found.embeddings[content], seen.embeddings[content]) for content in files)
     again = look_at(files, SMALL, backbone)
     assert len(decoded) == len(files)
     assert np.array_equal(again.table(part.contents), seen.table(part.contents))

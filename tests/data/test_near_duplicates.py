@@ -5,9 +5,11 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from tellapart.data import near_duplicates as module
-from tellapart.data.near_duplicates import find_near_duplicates, make_thumbnail
-from tellapart.data.quality import make_preview
+from tellapart.data.near_duplicates import find_near_duplicates
 from tellapart.errors import RecipeError
+from tellapart.imaging.preprocess import preprocess_image
+from tellapart.imaging.thumbnail import make_thumbnail
+from tellapart.records import Preprocess
 
 SIDE = 160
 
@@ -71,7 +73,8 @@ CHANGES = {
 
 
 def thumbnails(images):
-    return np.stack([make_thumbnail(make_preview(np.ascontiguousarray(pixels))) for pixels in images])
+    inputs = (preprocess_image(np.ascontiguousarray(pixels), Preprocess(input_size_px=224)) for pixels in images)
+    return np.stack([make_thumbnail(pixels) for pixels in inputs])
 
 
 def sizes(images):
@@ -244,7 +247,7 @@ def test_a_higher_similarity_can_be_asked_for():
 
 
 @pytest.mark.parametrize(
-    "pixels", [np.zeros((1, 1), np.uint8), np.zeros((96, 96), np.uint8), np.zeros((3, 96), np.uint8)]
+    "pixels", [np.zeros((*size, 3), np.uint8) for size in ((1, 1), (96, 96), (3, 96), (8, 8), (500, 3))]
 )
 def test_a_thumbnail_of_anything(pixels):
     assert make_thumbnail(pixels).shape == (32, 32)

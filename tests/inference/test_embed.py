@@ -49,9 +49,11 @@ def computed(monkeypatch):
 
 
 def run(files, **options):
-    return embed_files(
+    found = embed_files(
         files, options.pop("backbone", tiny_backbone()), options.pop("preprocess", PREPROCESS), **options
     )
+    assert found.thumbnails.keys() == found.embeddings.keys()
+    return found.embeddings, found.errors
 
 
 def some(files, start, stop):
@@ -62,8 +64,8 @@ def equal(first, second):
     return first.keys() == second.keys() and all(np.array_equal(first[key], second[key]) for key in first)
 
 
-def shards():
-    return sorted(cache_folder().rglob("*.npz.checked"))
+def shards(kind="embeddings"):
+    return sorted((cache_folder() / kind).rglob("*.npz.checked"))
 
 
 def expected_embedding(path):
@@ -151,9 +153,10 @@ def test_another_decoder_does_not_share_embeddings(files, computed, monkeypatch)
     ],
     ids=["cut", "halved", "empty", "bit flipped", "without checksum"],
 )
-def test_a_damaged_shard_is_computed_again(files, computed, damage):
+@pytest.mark.parametrize("kind", ["embeddings", "thumbnails"])
+def test_a_damaged_shard_is_computed_again(files, computed, kind, damage):
     first, _ = run(some(files, 0, 10))
-    (shard,) = shards()
+    (shard,) = shards(kind)
     rest, _ = run(some(files, 10, N))
     shard.write_bytes(damage(shard.read_bytes()))
     computed.clear()

@@ -10,7 +10,6 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from tellapart.data.near_duplicates import THUMBNAIL_PX, make_thumbnail
 from tellapart.data.quality import make_preview, measure_quality
 from tellapart.errors import ImageError
 from tellapart.imaging.decode import (
@@ -24,11 +23,12 @@ from tellapart.imaging.decode import (
 )
 from tellapart.imaging.pool import batched, map_ordered
 from tellapart.imaging.preprocess import preprocess_image
+from tellapart.imaging.thumbnail import make_thumbnail
 from tellapart.inference.bundled import Backbone
-from tellapart.inference.embed import Embeddings, embeddings_folder
+from tellapart.inference.embed import Embeddings, embeddings_folder, thumbnails_folder
 from tellapart.inference.engine import OpenVINOEngine, best_precision, iter_outputs
 from tellapart.records import Preprocess, Progress, no_progress
-from tellapart.storage import ArrayCache, cache_folder, sha256
+from tellapart.storage import CachedRows, cache_folder, sha256
 
 Files = Mapping[str, str | StoredImage]
 """What to read, for each content hash."""
@@ -38,14 +38,12 @@ LOOK = np.dtype(
         ("quality", "<f4", (8,)),  # a row for quality_of
         ("size_px", "<i4", (2,)),  # width and height of the upright image, as stored
         ("format", "u1"),  # place in READABLE_FORMATS
-        ("thumbnail", "u1", (THUMBNAIL_PX, THUMBNAIL_PX)),
     ]
 )
-"""What is kept of an image: 1,065 bytes."""
+"""What is kept of an image beside thumbnail and embedding: 41 bytes."""
 
-_REVISION = 1  # raised when the same pixels give another look
+_REVISION = 2  # raised when the same pixels give another look
 _IMAGES_A_TASK = 4
-_SHARD_IMAGES = 2_000  # what an interruption may cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +52,13 @@ class Seen:
 
     Attributes:
         looks: scalars of ``LOOK``.
+        thumbnails: (32, 32) uint8 each, of the model's input.
         embeddings: (D,) each; none without a backbone.
         errors: why an image cannot be decoded.
     """
 
     looks: dict[str, NDArray[Any]]
+    thumbnails: dict[str, Pixels]
     embeddings: Embeddings
     errors: dict[str, ImageError]
 
@@ -84,14 +84,17 @@ def look_at(
         backbone: from ``images`` to ``embedding``; None for looks alone.
         progress: called with the number of images done, cached ones included.
     """
-    looks = _Kept(_looks_folder(preprocess), files)
-    embeddings = _Kept(None, {})
+    kept = _Kept(
+        looks=CachedRows(_looks_folder(preprocess), files),
+        thumbnails=CachedRows(thumbnails_folder(preprocess), files),
+    )
+    embeddings = CachedRows(None, {})
     if backbone is not None:
-        embeddings = _Kept(embeddings_folder(backbone, preprocess, best_precision()), files)
+        embeddings = CachedRows(embeddings_folder(backbone, preprocess, best_precision()), files)
     errors: dict[str, ImageError] = {}
 
     def report() -> None:
-        found = min(len(kept.found) for kept in ([looks, embeddings] if backbone else [looks]))
+        found = min(len(rows.found) for rows in ([kept.looks, embeddings] if backbone else [kept.looks]))
         progress("looking", found + len(errors), len(files))
 
     report()
@@ -99,17 +102,19 @@ def look_at(
     try:
         if backbone is not None and missing:
             engine = OpenVINOEngine(backbone.onnx_bytes, input_size_px=preprocess.input_size_px)
-            decoded = _decode(files, missing, preprocess, looks, errors)
+            decoded = _decode(files, missing, preprocess, kept, errors)
             for content, embedding in _embed(engine, preprocess, decoded):
                 embeddings.add(content, embedding)
                 report()
-        left = [content for content in looks.missing() if content not in errors]
-        for _ in _decode(files, left, preprocess, looks, errors):
+        left = [content for content in kept.missing() if content not in errors]
+        for _ in _decode(files, left, preprocess, kept, errors):
             report()
     finally:
-        looks.save()
+        kept.save()
         embeddings.save()
-    return Seen(looks=looks.found, embeddings=embeddings.found, errors=errors)
+    return Seen(
+        looks=kept.looks.found, thumbnails=kept.thumbnails.found, embeddings=embeddings.found, errors=errors
+    )
 
 
 def decode_damaged(image: str | StoredImage) -> Pixels | None:
@@ -127,44 +132,24 @@ def decode_damaged(image: str | StoredImage) -> Pixels | None:
     return pixels
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Kept:
-    """Rows by content hash: those of a cache that are wanted, and new ones, which go there shard by shard.
+    """What is kept of every decoded image."""
 
-    Args:
-        folder: of the cache; None for none.
-        wanted: the images in question.
-    """
-
-    def __init__(self, folder: Path | None, wanted: Files) -> None:
-        self._cache = ArrayCache(folder) if folder else None
-        self._wanted = wanted
-        self._fresh: dict[str, NDArray[Any]] = {}
-        self.found: dict[str, NDArray[Any]] = {
-            content: row
-            for contents, rows in (self._cache.shards() if self._cache else ())
-            for content, row in zip(contents, rows, strict=True)
-            if content in wanted
-        }
+    looks: CachedRows
+    thumbnails: CachedRows
 
     def missing(self) -> list[str]:
-        """The wanted that are not found."""
-        return [content for content in self._wanted if content not in self.found]
-
-    def add(self, content: str, row: NDArray[Any]) -> None:
-        """Take a row in."""
-        self.found[content] = self._fresh[content] = row
-        if len(self._fresh) == _SHARD_IMAGES:
-            self.save()
+        """The images that lack either."""
+        return list(dict.fromkeys([*self.looks.missing(), *self.thumbnails.missing()]))
 
     def save(self) -> None:
-        """Write what is new into the cache."""
-        if self._cache:
-            self._cache.add(self._fresh)
-        self._fresh = {}
+        self.looks.save()
+        self.thumbnails.save()
 
 
 def _decode(
-    files: Files, contents: Iterable[str], preprocess: Preprocess, looks: _Kept, errors: dict[str, ImageError]
+    files: Files, contents: Iterable[str], preprocess: Preprocess, kept: _Kept, errors: dict[str, ImageError]
 ) -> Iterator[tuple[str, Pixels]]:
     """Decode images in threads; yield them as the model's input, and keep their looks or errors."""
 
@@ -176,16 +161,17 @@ def _decode(
             if isinstance(decoded, ImageError):
                 errors[content] = decoded
                 continue
-            if content not in looks.found:
-                looks.add(content, decoded.look)
+            kept.looks.add(content, decoded.look)
+            kept.thumbnails.add(content, decoded.thumbnail)
             yield content, decoded.pixels
 
 
 @dataclass(frozen=True, slots=True)
 class _Decoded:
-    """The model's input, (S, S, 3), and the look of the image it was made from."""
+    """The model's input, (S, S, 3), its thumbnail, and the look of the image it was made from."""
 
     pixels: Pixels
+    thumbnail: Pixels
     look: NDArray[Any]
 
 
@@ -201,8 +187,8 @@ def _decode_one(image: str | StoredImage, preprocess: Preprocess) -> _Decoded | 
     look["quality"] = measure_quality(preview)
     look["size_px"] = _size(data, image_format, pixels)
     look["format"] = READABLE_FORMATS.index(image_format)
-    look["thumbnail"] = make_thumbnail(preview)
-    return _Decoded(preprocess_image(pixels, preprocess), look)
+    inputs = preprocess_image(pixels, preprocess)
+    return _Decoded(inputs, make_thumbnail(inputs), look)
 
 
 def _size(data: bytes, image_format: str, pixels: Pixels) -> tuple[int, int]:

@@ -122,7 +122,8 @@ def _pixel_issues(part: Dataset, seen: Seen, progress: Progress) -> list[Issue]:
     looks = seen.table(part.contents)
     embeddings = seen.matrix(part.contents) if seen.embeddings else None
     sizes = looks["size_px"].astype(np.int64)
-    groups = find_near_duplicates(looks["thumbnail"], embeddings, sizes=sizes, progress=progress)
+    thumbnails = np.stack([seen.thumbnails[content] for content in part.contents])
+    groups = find_near_duplicates(thumbnails, embeddings, sizes=sizes, progress=progress)
     odd = find_odd(quality_of(looks["quality"]), sizes)
     paths = part.paths
     return [

@@ -24,6 +24,7 @@ SCHEMA = pl.Schema(
             pl.String
         ),  # of an image that may have several or none; null where there is one class an image
         "group": pl.String(),  # images of one group (patient, place, video) lie on one side of every split; null without groups
+        "picture": pl.String(),  # path of the first image that shows the same picture; null where no other does
         "split": pl.String(),  # train, val, calib or test; null until split, and for what is not used
         "status": pl.String(),  # used, refused, duplicate or skipped
         "reason": pl.String(),  # error code or skip rule; empty for what is used
@@ -108,6 +109,10 @@ class Dataset:
     def with_columns(self, *columns: pl.Expr | pl.Series) -> "Dataset":
         """The same files with columns replaced."""
         return replace(self, table=self.table.with_columns(*columns).cast(SCHEMA))
+
+    def with_notes(self, *notes: str) -> "Dataset":
+        """The same files with more to be said aloud."""
+        return replace(self, notes=(*self.notes, *notes))
 
     def with_outcome(self, status: Status, outcomes: dict[str, tuple[str, str]]) -> "Dataset":
         """Take files out of use.

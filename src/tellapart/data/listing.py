@@ -51,13 +51,13 @@ class Rows:
         split: Split | None = None,
     ) -> None:
         """Add an image."""
-        self._add(path, label, labels, group, split, "used", "", "", None)
+        self._add(path, label, labels, group, None, split, "used", "", "", None)
 
     def set_aside(
         self, path: str, status: Status, reason: str, detail: str = "", split: Split | None = None
     ) -> None:
         """Add a file, row or member that is not used, and why."""
-        self._add(path, None, None, None, split, status, reason, detail, None)
+        self._add(path, None, None, None, None, split, status, reason, detail, None)
 
     def table(self) -> pl.DataFrame:
         """All rows, with the columns of a Dataset."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
 
@@ -21,7 +20,6 @@ from tellapart.imaging.decode import Pixels
 from tellapart.imaging.pool import map_ordered
 from tellapart.records import Progress, no_progress
 
-THUMBNAIL_PX = 32
 MIN_SIMILARITY = 0.75
 """Of the edges of two aligned thumbnails. Measured on photos: copies have 0.84 and more, strangers 0.55 and less."""
 
@@ -52,11 +50,6 @@ _CROP = 0.02
 _GAIN = 0.08
 _GRAY_LEVELS = 6.0
 _RESIZE = 0.05
-
-
-def make_thumbnail(preview: Pixels) -> Pixels:
-    """Reduce a preview to (32, 32) uint8 gray, its shape given up."""
-    return np.asarray(Image.fromarray(preview).resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BILINEAR))
 
 
 def find_near_duplicates(

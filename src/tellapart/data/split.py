@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from tellapart.data.copies import stay_together
 from tellapart.data.dataset import Dataset, Split
 from tellapart.errors import DataError
 from tellapart.storage import sha256
@@ -70,35 +71,55 @@ def split(
 def _draw_classes(
     teaching: Dataset, fractions: Mapping[Split, float], seed: int, *, at_least_one: Collection[Split]
 ) -> dict[str, Split]:
-    """Each class on its own, image by image."""
+    """Each class on its own, picture by picture; one that is in several classes goes with the one it is most often in."""
+    of_class: defaultdict[str, list[list[str]]] = defaultdict(list)
+    for unit in _units(teaching, seed):
+        of_class[unit.labels.most_common(1)[0][0]].append(unit.paths)
     drawn: dict[str, Split] = {}
     for label in teaching.class_names:
-        rows = teaching.table.filter(pl.col("label") == label)
-        pairs = zip(rows["content"], rows["path"], strict=True)
-        shuffled = [path for _, path in sorted(pairs, key=lambda pair: sha256(f"{seed}:{pair[0]}".encode()))]
-        drawn.update(_draw(shuffled, fractions, at_least_one=at_least_one))
+        drawn.update(_draw(of_class[label], fractions, at_least_one=at_least_one))
     return drawn
 
 
 def _draw(
-    paths: list[str], fractions: Mapping[Split, float], *, at_least_one: Collection[Split]
+    units: list[list[str]], fractions: Mapping[Split, float], *, at_least_one: Collection[Split]
 ) -> dict[str, Split]:
     """Cut a shuffled class into its parts, in the order of ``fractions``."""
     drawn: dict[str, Split] = {}
-    rest = paths
+    rest = units
     for part, fraction in fractions.items():
-        room = len(rest) - MIN_TRAIN_IMAGES
-        size = min(max(math.floor(fraction * len(rest) + 0.5), int(part in at_least_one)), max(0, room))
+        left = sum(map(len, rest))
+        room = left - MIN_TRAIN_IMAGES
+        size = min(max(math.floor(fraction * left + 0.5), int(part in at_least_one)), max(0, room))
         size = max(size, int(part == "test"))
-        drawn.update(dict.fromkeys(rest[:size], part))
-        rest = rest[size:]
-    drawn.update(dict.fromkeys(rest, "train"))
+        taken, rest = _take(rest, size)
+        if not taken and size and len(rest) > 1:
+            taken, rest = _take_smallest(rest)
+        drawn.update({path: part for unit in taken for path in unit})
+    drawn.update({path: "train" for unit in rest for path in unit})
     return drawn
+
+
+def _take(units: list[list[str]], size: int) -> tuple[list[list[str]], list[list[str]]]:
+    """The first units that make up at most ``size`` images together, and the others."""
+    taken, rest = [], []
+    for unit in units:
+        if len(unit) <= size:
+            taken.append(unit)
+            size -= len(unit)
+        else:
+            rest.append(unit)
+    return taken, rest
+
+
+def _take_smallest(units: list[list[str]]) -> tuple[list[list[str]], list[list[str]]]:
+    smallest = min(range(len(units)), key=lambda i: len(units[i]))
+    return [units[smallest]], units[:smallest] + units[smallest + 1 :]
 
 
 @dataclass(kw_only=True)
 class _Unit:
-    """Images that stay on one side: a group, or a single image."""
+    """Images that stay on one side: a group, copies of one picture, or a single image."""
 
     paths: list[str] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
@@ -107,9 +128,9 @@ class _Unit:
 def _units(teaching: Dataset, seed: int) -> list[_Unit]:
     """The units in an order drawn by the seed; an image without any label counts under a label of its own."""
     units: defaultdict[str, _Unit] = defaultdict(_Unit)
-    columns = teaching.table.select("path", "label", "labels", "group", "content")
-    for path, label, labels, group, content in columns.iter_rows():
-        unit = units[f"image {content}" if group is None else f"group {group}"]
+    columns = teaching.table.select("path", "label", "labels", "content")
+    for (path, label, labels, content), name in zip(columns.iter_rows(), stay_together(teaching), strict=True):
+        unit = units[content if name is None else name]
         unit.paths.append(path)
         unit.labels.update([label] if label is not None else labels or [""])
     return [units[key] for key in sorted(units, key=lambda key: sha256(f"{seed}:{key}".encode()))]

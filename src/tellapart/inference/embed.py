@@ -1,17 +1,19 @@
 """Embeddings of image files, each computed once: kept in the cache by the content of the image."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.errors import ImageError
-from tellapart.imaging.decode import DECODE_REVISION, StoredImage
+from tellapart.imaging.decode import DECODE_REVISION, Pixels, StoredImage
+from tellapart.imaging.thumbnail import THUMBNAIL_REVISION
 from tellapart.inference.bundled import Backbone
-from tellapart.inference.engine import OpenVINOEngine, Precision, best_precision, iter_outputs
+from tellapart.inference.engine import OpenVINOEngine, Precision, WithThumbnails, best_precision, iter_outputs
 from tellapart.records import Preprocess, Progress, no_progress
-from tellapart.storage import ArrayCache, cache_folder, sha256
+from tellapart.storage import CachedRows, cache_folder, sha256
 
 Embeddings = dict[str, NDArray[np.float32]]
 """(D,) embeddings by content hash."""
@@ -19,13 +21,28 @@ Embeddings = dict[str, NDArray[np.float32]]
 _SHARD_IMAGES = 2_000  # what an interruption may cost, and a file's size: 10 MB at 1,280 numbers
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Embedded:
+    """What is known of images, all by content hash.
+
+    Attributes:
+        embeddings: (D,) float32 each.
+        thumbnails: (32, 32) uint8 each, of the backbone's input.
+        errors: why an image cannot be decoded.
+    """
+
+    embeddings: Embeddings
+    thumbnails: dict[str, Pixels]
+    errors: dict[str, ImageError]
+
+
 def embed_files(
     files: Mapping[str, str | StoredImage],
     backbone: Backbone,
     preprocess: Preprocess,
     progress: Progress = no_progress,
-) -> tuple[Embeddings, dict[str, ImageError]]:
-    """Compute, or take from the cache, the embeddings of image files.
+) -> Embedded:
+    """Compute, or take from the cache, the embeddings and thumbnails of image files.
 
     What was computed is in the cache when this function is left, by the end, an error or Ctrl-C.
 
@@ -34,41 +51,36 @@ def embed_files(
         backbone: from ``images`` to ``embedding``.
         preprocess: how an image becomes the backbone's input.
         progress: called with the number of images done, cached ones included.
-
-    Returns:
-        The embeddings, and the errors of the images that cannot be decoded, both by content hash.
     """
     precision = best_precision()
-    store = ArrayCache(embeddings_folder(backbone, preprocess, precision))
-    embeddings: Embeddings = {
-        content: row
-        for contents, rows in store.shards()
-        for content, row in zip(contents, rows, strict=True)
-        if content in files
-    }
-    missing = [content for content in files if content not in embeddings]
+    embeddings = CachedRows(embeddings_folder(backbone, preprocess, precision), files, rows_a_shard=_SHARD_IMAGES)
+    thumbnails = CachedRows(thumbnails_folder(preprocess), files, rows_a_shard=_SHARD_IMAGES)
+    missing = list(dict.fromkeys([*embeddings.missing(), *thumbnails.missing()]))
+    cached = len(files) - len(missing)
     errors: dict[str, ImageError] = {}
-    progress("features", len(embeddings), len(files))
-    if not missing:
-        return embeddings, errors
-    engine = OpenVINOEngine(backbone.onnx_bytes, input_size_px=preprocess.input_size_px, precision=precision)
-    fresh: Embeddings = {}
-    answers = iter_outputs(engine, preprocess, (files[content] for content in missing))
-    try:
-        for content, answer in zip(missing, answers, strict=True):
-            if isinstance(answer, ImageError):
-                errors[content] = answer
-            else:
-                fresh[content] = answer["embedding"]
-            progress("features", len(embeddings) + len(fresh) + len(errors), len(files))
-            if len(fresh) == _SHARD_IMAGES:
-                store.add(fresh)
-                embeddings |= fresh
-                fresh = {}
-    finally:
-        answers.close()
-        store.add(fresh)
-    return embeddings | fresh, errors
+    progress("features", cached, len(files))
+    if missing:
+        engine = OpenVINOEngine(backbone.onnx_bytes, input_size_px=preprocess.input_size_px, precision=precision)
+        answers = iter_outputs(WithThumbnails(engine), preprocess, (files[content] for content in missing))
+        try:
+            for done, (content, answer) in enumerate(zip(missing, answers, strict=True), start=cached + 1):
+                if isinstance(answer, ImageError):
+                    errors[content] = answer
+                else:
+                    embeddings.add(content, answer["embedding"])
+                    thumbnails.add(content, answer["thumbnail"])
+                progress("features", done, len(files))
+        finally:
+            answers.close()
+            embeddings.save()
+            thumbnails.save()
+    return Embedded(embeddings=embeddings.found, thumbnails=thumbnails.found, errors=errors)
+
+
+def thumbnails_folder(preprocess: Preprocess) -> Path:
+    """One folder for all thumbnails that may be compared."""
+    key = sha256(f"{preprocess} {DECODE_REVISION} {THUMBNAIL_REVISION}".encode())
+    return cache_folder() / "thumbnails" / key[:32]
 
 
 def embeddings_folder(backbone: Backbone, preprocess: Preprocess, precision: Precision) -> Path:

@@ -3,7 +3,7 @@
 import functools
 import threading
 from collections.abc import Generator, Iterable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import openvino
@@ -13,10 +13,11 @@ from tellapart.errors import ImageError, ModelError
 from tellapart.imaging.decode import ImageFile, Pixels
 from tellapart.imaging.pool import batched, cpu_count, map_ordered
 from tellapart.imaging.preprocess import load_input, preprocess_image
+from tellapart.imaging.thumbnail import make_thumbnails
 from tellapart.records import Preprocess
 
 Precision = Literal["f32", "bf16"]
-Outputs = dict[str, NDArray[np.float32]]
+Outputs = dict[str, NDArray[Any]]
 ImageSource = ImageFile | Pixels
 
 BATCH_SIZE = 4
@@ -93,6 +94,18 @@ class OpenVINOEngine:
             padded = np.ascontiguousarray(images)
         results = self._thread.request.infer({0: padded}, share_inputs=True)
         return [results[i][: len(images)].copy() for i in range(len(self._outputs))]
+
+
+class WithThumbnails:
+    """An engine that keeps a thumbnail of every image it sees, as the output ``thumbnail``."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.precision: Precision = engine.precision
+        self._engine = engine
+
+    def run(self, images: Pixels) -> Outputs:
+        """Run the engine on (B, S, S, 3) uint8, and reduce the images to (B, 32, 32)."""
+        return {**self._engine.run(images), "thumbnail": make_thumbnails(images)}
 
 
 def iter_outputs(

@@ -16,7 +16,8 @@ from PIL import Image
 from tellapart.data.cache import PixelTable, decode_files
 from tellapart.data.dataset import Dataset
 from tellapart.errors import ImageError, RecipeError, TrainingError
-from tellapart.imaging.decode import StoredImage, decode_image
+from tellapart.imaging.decode import Pixels, StoredImage, decode_image
+from tellapart.imaging.thumbnail import make_thumbnails
 from tellapart.inference.model import LinearHead
 from tellapart.models.filters import first_layer_filters
 from tellapart.models.graph import build_trunk, split_head
@@ -73,6 +74,10 @@ class GradientWay:
         self._images, errors = decode_files(files, self.recipe.preprocess, progress)
         refused = {paths[content]: (error.code, error.message) for content, error in errors.items()}
         return dataset.with_outcome("refused", refused)
+
+    def thumbnails(self, part: Dataset) -> Pixels:
+        """(N, 32, 32) uint8 of prepared images."""
+        return make_thumbnails(self._images.pixels[self._images.indices(part.contents)])
 
     def fit(self, dataset: Dataset, *, seed: int, progress: Progress) -> Fitted:
         """Train on train, choose by val, answer calib."""

@@ -12,12 +12,14 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
+from tellapart.data.copies import stay_together
 from tellapart.data.dataset import Dataset
 from tellapart.errors import RecipeError
 from tellapart.evaluation.metrics import IntArray, binary_log_loss, log_loss
+from tellapart.imaging.decode import Pixels
 from tellapart.imaging.pool import map_ordered
 from tellapart.inference.bundled import open_backbone
-from tellapart.inference.embed import Embeddings, embed_files
+from tellapart.inference.embed import Embedded, embed_files
 from tellapart.inference.model import LinearHead
 from tellapart.records import Progress
 from tellapart.training.recipes import ProbeRecipe
@@ -44,16 +46,21 @@ class ProbeWay:
     def __init__(self, recipe: ProbeRecipe) -> None:
         self.recipe = recipe
         self._backbone = open_backbone(recipe.backbone, recipe.feature_stages)
-        self._embeddings: Embeddings = {}
+        self._embedded = Embedded(embeddings={}, thumbnails={}, errors={})
 
     def prepare(self, dataset: Dataset, progress: Progress) -> Dataset:
         """Decode and embed the images to learn from; see ``Way``."""
         learning = learning_part(dataset)
         files = dict(zip(learning.contents, learning.images, strict=True))
         paths = dict(zip(learning.contents, learning.paths, strict=True))
-        self._embeddings, errors = embed_files(files, self._backbone, self.recipe.preprocess, progress)
+        self._embedded = embed_files(files, self._backbone, self.recipe.preprocess, progress)
+        errors = self._embedded.errors
         refused = {paths[content]: (error.code, error.message) for content, error in errors.items()}
         return dataset.with_outcome("refused", refused)
+
+    def thumbnails(self, part: Dataset) -> Pixels:
+        """(N, 32, 32) uint8 of prepared images."""
+        return np.stack([self._embedded.thumbnails[content] for content in part.contents])
 
     def fit(self, dataset: Dataset, *, seed: int, progress: Progress) -> Fitted:  # noqa: ARG002  it takes a second
         """Fit the head on train; answer the calib images with it, or cross-fit where there are none."""
@@ -90,12 +97,12 @@ class ProbeWay:
         raise RecipeError("bad-setting", f"the recipe {self.recipe.name!r} augments nothing", hint=hint)
 
     def _matrix(self, dataset: Dataset) -> FloatMatrix:
-        return np.stack([self._embeddings[content] for content in dataset.contents])
+        return np.stack([self._embedded.embeddings[content] for content in dataset.contents])
 
 
 def _groups(part: Dataset) -> IntArray | None:
     """(N,) number of each image's group, an image without one being its own; None where there are no groups."""
-    names = part.table["group"].to_list()
+    names = stay_together(part)
     if not any(name is not None for name in names):
         return None
     keys = [(name or "", i if name is None else -1) for i, name in enumerate(names)]

@@ -17,6 +17,7 @@ from tellapart.data.dataset import Dataset
 from tellapart.errors import TrainingError
 from tellapart.evaluation.metrics import IntArray
 from tellapart.evaluation.task import RULES
+from tellapart.imaging.decode import Pixels
 from tellapart.inference.model import LinearHead, compose
 from tellapart.records import Calibration, EpochLog, Progress, Task, Weights
 from tellapart.training.recipes import ProbeRecipe, Recipe
@@ -74,6 +75,10 @@ class Way(Protocol):
 
     def prepare(self, dataset: Dataset, progress: Progress) -> Dataset:
         """Read the images of ``learning_part``, before any label is looked at; refuse those that cannot be decoded."""
+        ...
+
+    def thumbnails(self, part: Dataset) -> Pixels:
+        """(N, 32, 32) uint8 of images that ``prepare`` has read: to know copies by."""
         ...
 
     def fit(self, dataset: Dataset, *, seed: int, progress: Progress) -> Fitted:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from tellapart.data.dataset import Dataset
 from tellapart.errors import ImageError, ModelError
 from tellapart.evaluation.task import RULES
 from tellapart.imaging.decode import Pixels
-from tellapart.inference.engine import Engine, OpenVINOEngine, Outputs, iter_outputs
+from tellapart.inference.engine import Engine, OpenVINOEngine, Outputs, WithThumbnails, iter_outputs
 from tellapart.inference.model import ModelFile
 from tellapart.inference.predict import Classifier
 from tellapart.records import ModelCard, Progress
@@ -27,23 +28,34 @@ Answers = dict[str, Outputs]
 _ANSWERED = ("probs", "familiarity")
 
 
-def answer(
-    classifier: Classifier, part: Dataset, stage: str, progress: Progress
-) -> tuple[Answers, dict[str, tuple[str, str]]]:
-    """Ask the model file about images, from their files.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answered:
+    """What came of asking a model file about images.
 
-    Returns:
-        The answers, and for each image that cannot be decoded its path, code and message.
+    Attributes:
+        answers: of the images that can be decoded, by path.
+        thumbnails: (32, 32) uint8 of the same.
+        refused: code and message of the others, by path.
     """
-    answers: Answers = {}
-    refused: dict[str, tuple[str, str]] = {}
-    for path, outputs in zip(part.paths, classifier.iter_answers(part.images), strict=True):
-        if isinstance(outputs, ImageError):
-            refused[path] = (outputs.code, outputs.message)
+
+    answers: Answers
+    thumbnails: dict[str, Pixels]
+    refused: dict[str, tuple[str, str]]
+
+
+def answer(classifier: Classifier, part: Dataset, progress: Progress) -> Answered:
+    """Ask the model file about images, from their files; called ``testing`` where progress is told."""
+    found = Answered(answers={}, thumbnails={}, refused={})
+    engine = WithThumbnails(classifier.engine)
+    outputs = iter_outputs(engine, classifier.card.preprocess, part.images)
+    for done, (path, output) in enumerate(zip(part.paths, outputs, strict=True), start=1):
+        if isinstance(output, ImageError):
+            found.refused[path] = (output.code, output.message)
         else:
-            answers[path] = _answered(outputs)
-        progress(stage, len(answers) + len(refused), len(part))
-    return answers, refused
+            found.answers[path] = _answered(output)
+            found.thumbnails[path] = output["thumbnail"]
+        progress("testing", done, len(part))
+    return found
 
 
 def verify(
