@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from tellapart.evaluation.decide import decide
+from tellapart.evaluation.task import RULES
+from tellapart.explain.evidence import map_evidence, occlusion_evidence
 from tellapart.explain.layers import read_walk
-from tellapart.explain.occlusion import default_patch, occlusion_map
 from tellapart.explain.page import render_page
 from tellapart.explain.poster import render_poster
-from tellapart.explain.story import Occlusion, tell
+from tellapart.explain.story import tell
 from tellapart.imaging.decode import decode_image, read_image_bytes
 from tellapart.imaging.preprocess import load_input
 from tellapart.inference.engine import Engine, OpenVINOEngine
+from tellapart.inference.heatmap import HEATMAP, class_evidence
 from tellapart.inference.model import read_model
 from tellapart.records import Prediction, Progress, no_progress
 from tellapart.storage import write_bytes
@@ -38,7 +40,7 @@ def explain(
         model: a model file.
         image: an image's path, or the bytes of its file.
         out: folder for ``explain.html`` and ``explain.png``; made where it is missing.
-        progress: called with the stage ``occlusion``.
+        progress: called with the stage ``occlusion``, where the file has no class maps of its own.
 
     Returns:
         The prediction, computed in 32-bit floats, and the two paths.
@@ -54,13 +56,16 @@ def explain(
     pixels = load_input(data, card.preprocess)
     engine: Engine = OpenVINOEngine(file.onnx_bytes, input_size_px=len(pixels), precision="f32")
     answer = {output: values[0] for output, values in engine.run(pixels[None]).items()}
-    patch_px, stride_px = default_patch(len(pixels))
-    fall = occlusion_map(
-        engine, pixels, int(np.argmax(answer["probs"])), patch_px=patch_px, stride_px=stride_px, progress=progress
-    )
     prediction = decide(name, answer, card)
-    occlusion = Occlusion(fall=fall, patch_px=patch_px, stride_px=stride_px)
-    story = tell(decode_image(data), pixels, read_walk(file, pixels), occlusion, prediction, card)
+    best = int(np.argmax(answer["probs"]))
+    label = card.class_names[best]
+    if HEATMAP in answer:
+        evidence = map_evidence(
+            class_evidence(answer, best, exclusive=RULES[card.task].activation == "Softmax"), label
+        )
+    else:
+        evidence = occlusion_evidence(engine, pixels, best, label, progress)
+    story = tell(decode_image(data), pixels, read_walk(file, pixels), evidence, prediction, card)
     explanation = Explanation(
         prediction=prediction, html_path=Path(out) / "explain.html", png_path=Path(out) / "explain.png"
     )

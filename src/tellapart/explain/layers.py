@@ -89,7 +89,7 @@ def read_walk(model: ModelFile, pixels: Pixels) -> Walk:
     """
     graph = onnx.load_model_from_string(model.onnx_bytes)
     shapes = _shapes(graph)
-    layers = _layers(graph.graph.node, shapes)
+    layers = _layers(_on_the_way_to("probs", graph.graph.node), shapes)
     convolutions = sum(node.op_type == "Conv" for node in layers)
     whole = convolutions <= MAX_CONVOLUTIONS_SHOWN
     shown = layers if whole else _landmarks(layers, shapes)
@@ -110,6 +110,16 @@ def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
         info.name: tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim[1:])
         for info in (*graph.input, *graph.value_info, *graph.output)
     }
+
+
+def _on_the_way_to(name: str, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes that an output depends on, in their order; other outputs have nodes of their own."""
+    needed, found = {name}, []
+    for node in reversed(nodes):
+        if needed & set(node.output):
+            needed |= set(node.input)
+            found.append(node)
+    return found[::-1]
 
 
 def _layers(nodes: Sequence[onnx.NodeProto], shapes: Mapping[str, Shape]) -> list[onnx.NodeProto]:

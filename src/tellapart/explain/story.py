@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tellapart.explain.colors import FloatArray, Scale, common_scale, overlay, palette_colors
+from tellapart.explain.evidence import Evidence
 from tellapart.explain.layers import Step, Walk
 from tellapart.explain.sentences import map_sentence, number, percent, vector_sentence
 from tellapart.imaging.decode import Pixels
@@ -24,7 +25,6 @@ PHOTO_PX = 480
 
 _STRIP_COLUMNS = 256
 _HEATMAP_PX = 448
-_CLEAR_FALL = 0.01
 _BETWEEN_FILTERS = 200  # a gray that can be told from the page in light and dark
 _READING_COLOR = "Gray is 0; a filter answers most to a piece of image that looks like it."
 _READING_GRAY = "Gray is 0, white positive, black negative."
@@ -105,17 +105,8 @@ class Story:
     footer: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Occlusion:
-    """A finished occlusion map, (S, S), and the patch it was made with."""
-
-    fall: FloatArray
-    patch_px: int
-    stride_px: int
-
-
 def tell(
-    original: Pixels, pixels: Pixels, walk: Walk, occlusion: Occlusion, prediction: Prediction, card: ModelCard
+    original: Pixels, pixels: Pixels, walk: Walk, evidence: Evidence, prediction: Prediction, card: ModelCard
 ) -> Story:
     """Put the story together.
 
@@ -123,7 +114,7 @@ def tell(
         original: (H, W, 3) uint8, the image as it was given.
         pixels: (S, S, 3) uint8, what the model saw of it.
         walk: the layers' values.
-        occlusion: for the predicted class.
+        evidence: for the predicted class.
         prediction: of the same file.
         card: the model's.
     """
@@ -133,7 +124,7 @@ def tell(
         intro=_intro(walk),
         sections=(
             _input_section(original, pixels, walk, card),
-            _occlusion_section(pixels, occlusion, prediction),
+            _evidence_section(pixels, evidence, prediction),
             *_layer_sections(walk, card),
             _answer_section(prediction, card),
         ),
@@ -162,7 +153,7 @@ def _verdict(prediction: Prediction, card: ModelCard) -> str:
     return f"{found}. Prediction set at {card.conformal.coverage:.0%} coverage: {names}."
 
 
-# Input and occlusion
+# Input and evidence
 
 
 def _input_section(original: Pixels, pixels: Pixels, walk: Walk, card: ModelCard) -> Section:
@@ -189,40 +180,30 @@ def _reduced(image: Pixels) -> Pixels:
     return np.asarray(picture)
 
 
-def _occlusion_section(pixels: Pixels, occlusion: Occlusion, prediction: Prediction) -> Section:
-    fall = np.nan_to_num(occlusion.fall)
-    largest = float(np.abs(fall).max())
+def _evidence_section(pixels: Pixels, evidence: Evidence, prediction: Prediction) -> Section:
+    largest = float(np.abs(evidence.values).max())
     scale = Scale(palette="diverging", low=-largest, high=largest)
-    points = number(100 * largest)
-    note = ""
-    if largest < _CLEAR_FALL:
-        note = (
-            f"No single patch matters much: the strongest colour stands for only {points} percentage points, and the"
-            " answer does not hang on one place."
-        )
     ramp = overlay(
         np.linspace(-largest, largest, 256, dtype=np.float32)[None], scale, np.full((1, 256, 3), 128, np.uint8)
     )
     return Section(
         title=f"What the answer “{prediction.label}” depends on",
         layout="photos",
-        text=f"A gray patch of {occlusion.patch_px} x {occlusion.patch_px} pixels covers one place after another. Orange:"
-        f" covering it makes “{prediction.label}” less probable, so the model uses what is there. Blue: covering it makes"
-        f" “{prediction.label}” more probable, so what is there speaks against it. The scale is in percentage points.",
-        shape=f"occlusion sensitivity, patch moved by {occlusion.stride_px} pixels",
+        text=evidence.text,
+        shape=evidence.method,
         figures=(
-            Figure(pixels=_heat(fall, scale, pixels), caption="fall of the probability", photo=True),
+            Figure(pixels=_heat(evidence.values, scale, pixels), caption=evidence.caption, photo=True),
             Figure(pixels=pixels, caption="as the model sees it"),
         ),
-        legend=Legend(ramp=ramp, low=f"rises by {points} points", high=f"falls by {points} points"),
-        note=note,
+        legend=Legend(ramp=ramp, low=evidence.low, high=evidence.high),
+        note=evidence.note,
     )
 
 
-def _heat(fall: FloatArray, scale: Scale, pixels: Pixels) -> Pixels:
+def _heat(values: FloatArray, scale: Scale, pixels: Pixels) -> Pixels:
     """The overlay, enlarged before it is painted: small maps come out smooth."""
-    size = (max(_HEATMAP_PX, len(fall)),) * 2
-    smooth = np.asarray(Image.fromarray(fall).resize(size, Image.Resampling.BICUBIC))
+    size = (max(_HEATMAP_PX, len(pixels)),) * 2
+    smooth = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BICUBIC))
     return overlay(smooth, scale, np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)))
 
 

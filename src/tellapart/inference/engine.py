@@ -2,7 +2,7 @@
 
 import functools
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Collection, Generator, Iterable
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -56,16 +56,29 @@ class OpenVINOEngine:
         model_bytes: an ONNX model with the input ``images``, uint8 [N, S, S, 3].
         input_size_px: S.
         precision: best for this processor when None.
+        outputs: names of those that are computed, where the model has them; all when None.
 
     Raises:
         ModelError: damaged-model, when OpenVINO cannot make sense of it.
     """
 
-    def __init__(self, model_bytes: bytes, *, input_size_px: int, precision: Precision | None = None) -> None:
+    def __init__(
+        self,
+        model_bytes: bytes,
+        *,
+        input_size_px: int,
+        precision: Precision | None = None,
+        outputs: Collection[str] | None = None,
+    ) -> None:
         self.precision: Precision = precision or best_precision()
         core = _core()
         try:
             model = core.read_model(model=model_bytes)
+            if outputs is not None:
+                wanted = [
+                    result for result in model.get_results() if result.input(0).get_tensor().any_name in outputs
+                ]
+                model = openvino.Model(wanted, model.get_parameters())
             model.reshape([BATCH_SIZE, input_size_px, input_size_px, 3])
             config = {"NUM_STREAMS": str(cpu_count()), "INFERENCE_PRECISION_HINT": self.precision}
             self._model = core.compile_model(model, "CPU", config)

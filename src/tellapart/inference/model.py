@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from tellapart.errors import ModelError, RecipeError
+from tellapart.inference.heatmap import HEATMAP, add_heatmap
 from tellapart.records import Calibration, ConformalRule, ModelCard, Preprocess, Weights
 from tellapart.storage import sha256, write_bytes
 
@@ -78,7 +79,8 @@ class ModelFile:
 def compose(trunk: bytes, head: LinearHead, *, temperature: float, activation: str = "Softmax") -> onnx.ModelProto:
     """Put a trunk, its head and the calibration into one graph with the outputs ``probs`` and ``embedding``.
 
-    The embedding comes before the head, so the file also serves search and clustering.
+    The embedding comes before the head, so the file also serves search and clustering. Where it is the average of a spatial map,
+    there is the output ``heatmap``, too; see ``add_heatmap``.
 
     Args:
         trunk: an ONNX model from ``images`` (uint8 [N, S, S, 3]) to ``embedding`` (float32 [N, D]).
@@ -103,6 +105,7 @@ def compose(trunk: bytes, head: LinearHead, *, temperature: float, activation: s
         ]
     )
     graph.output.insert(0, helper.make_tensor_value_info("probs", TensorProto.FLOAT, ["N", len(head.bias)]))
+    add_heatmap(model, head.weight)
     return model
 
 
@@ -254,6 +257,11 @@ def _require_shapes(model: onnx.ModelProto, card: ModelCard) -> None:
         "probs": (TensorProto.FLOAT, (len(card.class_names),)),
         "embedding": (TensorProto.FLOAT, (card.embedding_dim,)),
     }
+    if any(output.name == HEATMAP for output in model.graph.output):
+        expected[HEATMAP] = (
+            TensorProto.FLOAT,
+            (len(card.class_names), 0, 0),
+        )  # height and width follow from the trunk
     ports = (*model.graph.input, *model.graph.output)
     found = {
         port.name: (

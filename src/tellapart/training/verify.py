@@ -14,7 +14,7 @@ from tellapart.evaluation.task import RULES
 from tellapart.imaging.decode import Pixels
 from tellapart.inference.engine import Engine, OpenVINOEngine, Outputs, WithThumbnails, iter_outputs
 from tellapart.inference.model import ModelFile
-from tellapart.inference.predict import Classifier
+from tellapart.inference.predict import VERDICT_OUTPUTS, Classifier
 from tellapart.records import ModelCard, Progress
 
 TIE_MARGIN = 0.02
@@ -24,8 +24,6 @@ _REFERENCE = "probs in full precision"
 
 Answers = dict[str, Outputs]
 """What the model file says of each image, by path: the outputs a verdict is made from."""
-
-_ANSWERED = ("probs", "familiarity")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +109,7 @@ def verify(
 
 
 def _answered(outputs: Outputs) -> Outputs:
-    return {name: outputs[name] for name in _ANSWERED if name in outputs}
+    return {name: outputs[name] for name in VERDICT_OUTPUTS if name in outputs}
 
 
 class _WithReference:
