@@ -91,7 +91,7 @@ def look(data: bytes) -> tuple[np.ndarray, np.ndarray, tuple[int, int], np.ndarr
 
 def embed(inputs: Sequence[np.ndarray]) -> np.ndarray:
     recipe = build_recipe("probe", {})
-    backbone = open_backbone(recipe.backbone, recipe.feature_stages)
+    backbone = open_backbone(recipe.backbone, recipe.feature_stages, recipe.feature_pooling)
     engine = OpenVINOEngine(backbone.onnx_bytes, input_size_px=TARGET_PX)
     batches = map_ordered(lambda batch: engine.run(np.stack(batch))["embedding"], batched(inputs, BATCH_SIZE))
     return np.concatenate(list(batches))

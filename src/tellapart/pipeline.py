@@ -329,7 +329,7 @@ def check(
     recipe = probe()
     result = run_check(
         _apply_fixes(open_images(source, options), options),
-        backbone=open_backbone(recipe.backbone, recipe.feature_stages),
+        backbone=open_backbone(recipe.backbone, recipe.feature_stages, recipe.feature_pooling),
         out_of_fold=partial(out_of_fold_probs, seed=seed),
         preprocess=recipe.preprocess,
         progress=progress,

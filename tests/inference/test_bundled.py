@@ -26,8 +26,8 @@ def read_state(name):
     return read_pth(weights_path(name).read_bytes(), BUNDLED[name].sha256)
 
 
-def onnx_embedding(name, images, stages=(8,)):
-    model = build_backbone(read_state(name), BUNDLED[name], stages)
+def onnx_embedding(name, images, stages=(8,), pooling="mean"):
+    model = build_backbone(read_state(name), BUNDLED[name], stages, pooling)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (embedding,) = session.run(["embedding"], {"images": images})
     return embedding
@@ -88,14 +88,20 @@ def test_stages_are_timms_blocks_pooled(stages, dim):
     images = random_images(2, 128)
     with torch.inference_mode():
         x = network.bn1(network.conv_stem(timm_input(torch, images)))
-        pooled = {}
+        pooled, maxima = {}, {}
         for stage, block in enumerate(network.blocks, start=1):
             x = block(x)
             pooled[stage] = x.mean(dim=(2, 3)).numpy()
+            maxima[stage] = x.amax(dim=(2, 3)).numpy()
         pooled[8] = network.bn2(network.conv_head(x)).mean(dim=(2, 3)).numpy()
     found = onnx_embedding(LITE0, images, stages)
     assert found.shape == (2, dim)
     assert np.abs(found - np.concatenate([pooled[stage] for stage in stages], axis=1)).max() < 5e-5
+    both = onnx_embedding(LITE0, images, stages, "mean-max")
+    kept = [part[stage] for stage in stages for part in (pooled, maxima) if stage in part]
+    expected = np.concatenate(kept, axis=1)
+    assert both.shape == expected.shape
+    assert np.abs(both - expected).max() < 5e-4 * np.abs(expected).max()
 
 
 def test_open_backbone_says_what_it_is():
@@ -105,6 +111,10 @@ def test_open_backbone_says_what_it_is():
     assert backbone.weights.sha256 == BUNDLED[LITE0].sha256
     assert backbone.weights.license == "Apache-2.0"
     assert open_backbone(LITE0, (8, 5)).sha256 != backbone.sha256
+    assert open_backbone(LITE0, (5, 8), "mean-max").embedding_dim == 2 * 112 + 1280
+    assert len(open_backbone(LITE0, (3,)).onnx_bytes) < len(backbone.onnx_bytes) / 10, (
+        "no layer that nothing needs"
+    )
 
 
 class Command:
@@ -181,9 +191,9 @@ def builds(monkeypatch):
     """How often a backbone is built: one entry each time."""
     calls = []
 
-    def counted(state, weights, stages):
+    def counted(state, weights, stages, pooling):
         calls.append(stages)
-        return build_backbone(state, weights, stages)
+        return build_backbone(state, weights, stages, pooling)
 
     monkeypatch.setattr(bundled, "build_backbone", counted)
     return calls

@@ -3,12 +3,13 @@
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 from tiny import SIDE_PX, tiny_backbone, tiny_card
 
 import tellapart
 from tellapart.inference.bundled import open_backbone
 from tellapart.inference.engine import OpenVINOEngine
-from tellapart.inference.heatmap import HEATMAP, class_evidence
+from tellapart.inference.heatmap import HEATMAP, add_heatmap, class_evidence
 from tellapart.inference.model import LinearHead, compose, pack, parse_model, read_model
 from tellapart.inference.predict import VERDICT_OUTPUTS, Classifier
 from tellapart.records import Preprocess
@@ -21,9 +22,9 @@ def random_head(dim, classes):
     return LinearHead(weight=weight, bias=RNG.normal(0, 1, classes).astype(np.float32))
 
 
-def made(stages, classes=3, side=64):
+def made(stages, classes=3, side=64, pooling="mean"):
     """A model file on the bundled backbone, and its head."""
-    backbone = open_backbone("efficientnet_lite0", stages)
+    backbone = open_backbone("efficientnet_lite0", stages, pooling)
     head = random_head(backbone.embedding_dim, classes)
     card = tiny_card(
         preprocess=Preprocess(input_size_px=side),
@@ -34,31 +35,49 @@ def made(stages, classes=3, side=64):
 
 
 @pytest.mark.parametrize("side", [64, 96])
-@pytest.mark.parametrize("classes", [2, 7])
-def test_the_mean_of_a_class_map_and_the_bias_are_the_logit(side, classes):
-    model, head = made((8,), classes, side)
+@pytest.mark.parametrize(
+    ("classes", "stages", "pooling"),
+    [
+        (2, (8,), "mean"),
+        (7, (8,), "mean"),
+        (3, (3,), "mean-max"),
+        (3, (3, 4, 5, 6, 7), "mean-max"),
+        (2, (8, 4), "mean"),
+    ],
+)
+def test_the_mean_of_a_class_map_and_the_bias_are_the_logit(side, classes, stages, pooling):
+    model, head = made(stages, classes, side, pooling)
     images = RNG.integers(0, 256, (3, side, side, 3), dtype=np.uint8)
     outputs = OpenVINOEngine(model.onnx_bytes, input_size_px=side, precision="f32").run(images)
-    assert outputs[HEATMAP].shape == (3, classes, side // 32, side // 32)
+    assert outputs[HEATMAP].shape == (3, classes, *[side // (8 if stages == (3,) else 32)] * 2)
     logits = head.logits(outputs["embedding"])
-    assert outputs[HEATMAP].mean(axis=(2, 3)) + head.bias == pytest.approx(logits, abs=1e-4)
+    assert outputs[HEATMAP].mean(axis=(2, 3)) + head.bias == pytest.approx(logits, abs=1e-3)
     session = onnxruntime.InferenceSession(model.onnx_bytes)
     (found,) = session.run([HEATMAP], {"images": images})
     assert found == pytest.approx(outputs[HEATMAP], abs=1e-3)
 
 
-@pytest.mark.parametrize("stages", [(5, 8), (3, 4)])
-def test_no_map_where_the_embedding_is_of_several(stages):
-    model, _ = made(stages)
-    assert HEATMAP not in OpenVINOEngine(model.onnx_bytes, input_size_px=64).run(
-        np.zeros((1, 64, 64, 3), np.uint8)
+@pytest.mark.parametrize("side", [72, 260])
+def test_sizes_that_do_not_halve_evenly(side):
+    model, _ = made((3, 5, 7), side=side, pooling="mean-max")
+    outputs = OpenVINOEngine(model.onnx_bytes, input_size_px=side).run(np.zeros((1, side, side, 3), np.uint8))
+    assert outputs[HEATMAP].shape == (1, 3, *[-(-side // 32)] * 2)
+    assert np.isfinite(outputs[HEATMAP]).all()
+
+
+def test_no_map_where_the_embedding_is_no_pooled_map():
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Flatten", ["floats"], ["embedding"], axis=1),
+        ],
+        "flat",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", "S", "S", 3])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", 12])],
     )
-
-
-def test_a_stage_of_its_own_has_a_map():
-    model, _ = made((4,))
-    outputs = OpenVINOEngine(model.onnx_bytes, input_size_px=64).run(np.zeros((1, 64, 64, 3), np.uint8))
-    assert outputs[HEATMAP].shape == (1, 3, 4, 4)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    assert not add_heatmap(model, np.zeros((12, 2), np.float32))
+    assert [output.name for output in model.graph.output] == ["embedding"]
 
 
 @pytest.mark.parametrize("change", ["classes", "rank"])

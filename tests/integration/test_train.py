@@ -195,7 +195,13 @@ def test_a_run_may_be_repeated_in_its_folder(photos, tmp_path):
 
 
 def test_settings(photos, tmp_path):
-    settings = {"input_size_px": 64, "resize": "crop", "feature_stages": (5, 7), "test_fraction": 0.3}
+    settings = {
+        "input_size_px": 64,
+        "resize": "crop",
+        "feature_stages": (5, 7),
+        "feature_pooling": "mean",
+        "test_fraction": 0.3,
+    }
     small = tellapart.train(photos, out=tmp_path / "run", settings=settings)
     card = read_model(small.model_path).card
     assert (card.preprocess.input_size_px, card.preprocess.resize) == (64, "crop")

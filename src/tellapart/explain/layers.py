@@ -17,7 +17,10 @@ MAX_CONVOLUTIONS_SHOWN = 6
 """A network with more is summed up: the first convolution, and the last maps of each size."""
 
 _LAYERS = frozenset(
-    ["Conv", "Relu", "Clip", "MaxPool", "GlobalAveragePool", "ReduceMean", "Flatten", "Concat", "Gemm", "MatMul"]
+    [
+        *("Conv", "Relu", "Clip", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean"),
+        *("Flatten", "Concat", "Gemm", "MatMul"),
+    ]
 )
 _NORMALISATION = frozenset(["MatMul", "ReduceMean"])
 _ACTIVATIONS = frozenset(["Relu", "Clip"])

@@ -76,6 +76,8 @@ def vector_sentence(step: Step) -> str:
         return f"Each number is a weighted sum of {_all_before(step)}, plus a bias: {weights:,} weights and biases in all."
     if step.operator in ("GlobalAveragePool", "ReduceMean"):
         return "Each map is averaged to one number: how much of its pattern there is, wherever it is."
+    if step.operator == "GlobalMaxPool":
+        return "Of each map the largest number is kept: how clearly its pattern is there at one place."
     if step.operator in ("Relu", "Clip"):
         return _activation_sentence(step)
     if step.operator == "Flatten":

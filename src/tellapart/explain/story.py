@@ -35,6 +35,7 @@ _TITLES = {
     "Clip": "ReLU with a ceiling",
     "MaxPool": "Max pooling",
     "GlobalAveragePool": "Global average",
+    "GlobalMaxPool": "Global maximum",
     "ReduceMean": "Average",
     "Flatten": "Flatten",
     "Concat": "Join",

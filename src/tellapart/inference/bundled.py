@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
@@ -20,11 +20,13 @@ from tellapart.records import Weights
 from tellapart.storage import cache_folder, read_checked, sha256, write_checked
 
 State = dict[str, NDArray[Any]]
+Pooling = Literal["mean", "mean-max"]
+"""What is kept of a stage's maps: the mean of each, or its mean and its largest value; of the last stage the mean only."""
 
 LAST_STAGE = 8
 """Feature stages are 1-7, the network's block groups, and 8, the 1 x 1 convolution after them that its classifier saw."""
 
-_BUILD_REVISION = 1  # part of the cache key: raise it when the graph built from the same weights changes
+_BUILD_REVISION = 2  # part of the cache key: raise it when the graph built from the same weights changes
 _OPSET = 17
 _IR_VERSION = 9
 _BATCH_NORM_EPSILON = 1e-3
@@ -83,12 +85,13 @@ class Backbone:
     weights: Weights
 
 
-def open_backbone(name: str, stages: tuple[int, ...] = (LAST_STAGE,)) -> Backbone:
+def open_backbone(name: str, stages: tuple[int, ...] = (LAST_STAGE,), pooling: Pooling = "mean") -> Backbone:
     """Take a backbone from the cache, or build it there from the package's weights.
 
     Args:
         name: one of ``BUNDLED``.
-        stages: whose globally averaged outputs make up the embedding, in this order; see ``LAST_STAGE``.
+        stages: whose pooled outputs make up the embedding, in this order; see ``LAST_STAGE``.
+        pooling: how they are pooled over the image.
 
     Raises:
         RecipeError: bad-setting.
@@ -102,13 +105,16 @@ def open_backbone(name: str, stages: tuple[int, ...] = (LAST_STAGE,)) -> Backbon
         raise RecipeError(
             "bad-setting", f"feature_stages must be different numbers 1 to {LAST_STAGE}, got {stages}"
         )
+    if pooling not in get_args(Pooling):
+        message = f"feature_pooling must be {' or '.join(get_args(Pooling))}, got {pooling!r}"
+        raise RecipeError("bad-setting", message)
     bundled = BUNDLED[name]
-    key = sha256(f"{bundled.sha256} {stages} {_BUILD_REVISION} {_OPSET} {_IR_VERSION}".encode())
+    key = sha256(f"{bundled.sha256} {stages} {pooling} {_BUILD_REVISION} {_OPSET} {_IR_VERSION}".encode())
     path = cache_folder() / "backbones" / f"{key}.onnx.checked"
     content = read_checked(path)
     if content is None:
         content = build_backbone(
-            read_pth(_weights_file(name), bundled.sha256), bundled, stages
+            read_pth(_weights_file(name), bundled.sha256), bundled, stages, pooling
         ).SerializeToString()
         write_checked(path, content)
     outputs = onnx.load_model_from_string(content).graph.output
@@ -218,13 +224,16 @@ def _tensor_view(
     return _TensorView(storage[0], storage[1], offset, shape, strides)
 
 
-def build_backbone(state: State, bundled: BundledWeights, stages: tuple[int, ...]) -> onnx.ModelProto:
+def build_backbone(
+    state: State, bundled: BundledWeights, stages: tuple[int, ...], pooling: Pooling = "mean"
+) -> onnx.ModelProto:
     """Build EfficientNet-Lite as an ONNX graph: batch norm folded, normalisation inside, input size free.
 
     Args:
         state: arrays by their names in the ``.pth``.
         bundled: says which of the Lite networks it is.
-        stages: whose pooled outputs are concatenated into ``embedding``.
+        stages: whose pooled outputs are concatenated into ``embedding``; what comes after the last of them is left out.
+        pooling: how they are pooled over the image.
     """
     graph = _Graph(state)
     x = graph.normalize("images")
@@ -236,11 +245,15 @@ def build_backbone(state: State, bundled: BundledWeights, stages: tuple[int, ...
             x = graph.inverted_residual(x, f"_blocks.{block}", stride=stride if i == 0 else 1, residual=i > 0)
             block += 1
         outputs[stage] = (x, len(state[f"_blocks.{block - 1}._bn2.weight"]))
-    x = graph.conv_norm(x, "_conv_head", "_bn1")
-    outputs[LAST_STAGE] = (x, len(state["_bn1.weight"]))
-    pooled = [graph.add("Flatten", [graph.add("GlobalAveragePool", [outputs[s][0]])], axis=1) for s in stages]
-    graph.add("Concat", pooled, output="embedding", axis=1)
-    dim = sum(outputs[s][1] for s in stages)
+        if stage == max(stages):
+            break
+    if LAST_STAGE in stages:
+        x = graph.conv_norm(x, "_conv_head", "_bn1")
+        outputs[LAST_STAGE] = (x, len(state["_bn1.weight"]))
+    pooled = [(operator, *outputs[stage]) for stage in stages for operator in _poolings(stage, pooling)]
+    parts = [graph.add("Flatten", [graph.add(operator, [x])], axis=1) for operator, x, _ in pooled]
+    graph.add("Concat", parts, output="embedding", axis=1)
+    dim = sum(channels for _, _, channels in pooled)
     return helper.make_model(
         helper.make_graph(
             graph.nodes,
@@ -253,6 +266,13 @@ def build_backbone(state: State, bundled: BundledWeights, stages: tuple[int, ...
         ir_version=_IR_VERSION,
         producer_name="tellapart",
     )
+
+
+def _poolings(stage: int, pooling: Pooling) -> tuple[str, ...]:
+    """Operators. The last stage's values end at 6, and nearly every map gets there somewhere: their largest say nothing."""
+    if pooling == "mean" or stage == LAST_STAGE:
+        return ("GlobalAveragePool",)
+    return ("GlobalAveragePool", "GlobalMaxPool")
 
 
 class _Graph:

@@ -25,14 +25,17 @@ MAX_MODEL_BYTES = 2**30
 _ALLOWED_OPERATORS = frozenset(
     [
         "Add",
+        "AveragePool",
         "Cast",
         "Clip",
         "Concat",
         "Conv",
         "Div",
+        "Equal",
         "Flatten",
         "Gemm",
         "GlobalAveragePool",
+        "GlobalMaxPool",
         "MatMul",
         "MaxPool",
         "Mul",

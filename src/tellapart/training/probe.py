@@ -45,7 +45,7 @@ class ProbeWay:
 
     def __init__(self, recipe: ProbeRecipe) -> None:
         self.recipe = recipe
-        self._backbone = open_backbone(recipe.backbone, recipe.feature_stages)
+        self._backbone = open_backbone(recipe.backbone, recipe.feature_stages, recipe.feature_pooling)
         self._embedded = Embedded(embeddings={}, thumbnails={}, errors={})
 
     def prepare(self, dataset: Dataset, progress: Progress) -> Dataset:

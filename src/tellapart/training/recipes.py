@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from tellapart.errors import RecipeError
 from tellapart.evaluation.multilabel import require_threshold_goal
-from tellapart.inference.bundled import BUNDLED, LAST_STAGE
+from tellapart.inference.bundled import BUNDLED, Pooling
 from tellapart.models.layers import parse_layers
 from tellapart.models.normalize import require_normalize
 from tellapart.records import Preprocess, ResizeMode
@@ -38,6 +38,7 @@ class ProbeRecipe:
         input_size_px: side of the square the model sees.
         resize: how an image becomes that square: ``squash``, ``crop`` or ``pad``.
         feature_stages: which stages' pooled outputs are the features.
+        feature_pooling: ``mean`` or ``mean-max``.
         strengths: inverse L2 strengths C to choose from, weakest model first.
         folds: parts of the cross-validation that chooses.
         test_fraction: share of the images set aside for testing when there is no test folder, 0-1.
@@ -51,6 +52,7 @@ class ProbeRecipe:
     input_size_px: int
     resize: ResizeMode
     feature_stages: tuple[int, ...]
+    feature_pooling: Pooling
     strengths: tuple[float, ...]
     folds: int
     test_fraction: float
@@ -88,7 +90,8 @@ def probe(
     backbone: str = "efficientnet_lite0",
     input_size_px: int = 0,
     resize: ResizeMode = "squash",
-    feature_stages: tuple[int, ...] = (LAST_STAGE,),
+    feature_stages: tuple[int, ...] = (3, 4, 5, 6, 7, 8),
+    feature_pooling: Pooling = "mean-max",
     strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
     folds: int = 5,
     test_fraction: float = 0.2,
@@ -102,7 +105,8 @@ def probe(
         backbone: name of the bundled weights.
         input_size_px: side of the square the model sees; 0 takes the size the backbone was trained at.
         resize: ``squash``, ``crop`` or ``pad``.
-        feature_stages: stages 1-8 whose pooled outputs are the features; 8 is the last.
+        feature_stages: stages 1-8 whose pooled outputs are the features; 8 is the convolution after the last block.
+        feature_pooling: ``mean`` of each map, or ``mean-max``: its mean and its largest value (stage 8: the mean only).
         strengths: inverse L2 strengths C to choose from by cross-validation inside train.
         folds: parts of that cross-validation.
         test_fraction: share of the images to test on when there is no test folder.
@@ -121,6 +125,7 @@ def probe(
         input_size_px=input_size_px or BUNDLED[backbone].input_size_px,
         resize=resize,
         feature_stages=feature_stages,
+        feature_pooling=feature_pooling,
         strengths=strengths,
         folds=folds,
         test_fraction=test_fraction,
