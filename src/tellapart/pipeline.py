@@ -356,7 +356,9 @@ def calibrate(fitted: Fitted, recipe: Recipe, task: Task) -> tuple[Calibration, 
     temperature = rules.fit_temperature(logits, labels)
     calibration = Calibration(temperature=temperature, method=fitted.method, n=len(labels))
     probs = rules.probs(logits / temperature)
-    conformal = rules.fit_conformal(probs, labels, coverage=recipe.coverage)
+    conformal = rules.fit_conformal(
+        probs, labels, coverage=recipe.coverage, per_class=recipe.conformal == "per-class", method=fitted.method
+    )
     return calibration, conformal, rules.fit_thresholds(probs, labels, recipe.label_thresholds)
 
 

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from tellapart.errors import ModelError, RecipeError
-from tellapart.records import Calibration, ConformalRule, ModelCard, Preprocess, Weights
+from tellapart.records import (
+    Calibration,
+    ConformalRule,
+    FamiliarityRule,
+    ModelCard,
+    Preprocess,
+    SetLevel,
+    Weights,
+)
 from tellapart.storage import sha256, write_bytes
 
 SCHEMA_VERSION = 3
@@ -212,10 +220,17 @@ def _card(document: str) -> ModelCard:
         values["preprocess"] = Preprocess(**values["preprocess"])
         values["calibration"] = Calibration(**values["calibration"])
         values["weights"] = None if values["weights"] is None else Weights(**values["weights"])
-        values["conformal"] = None if values["conformal"] is None else ConformalRule(**values["conformal"])
+        values["conformal"] = None if values["conformal"] is None else _conformal(values["conformal"])
+        familiarity = values["familiarity"]
+        values["familiarity"] = None if familiarity is None else FamiliarityRule(**familiarity)
         return ModelCard(**{field.name: values[field.name] for field in fields(ModelCard)})
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, RecipeError) as error:
         raise ModelError("damaged-model", f"the model card cannot be read: {error}") from error
+
+
+def _conformal(values: Mapping[str, Any]) -> ConformalRule:
+    levels = tuple(SetLevel(**{**level, "min_probs": tuple(level["min_probs"])}) for level in values["levels"])
+    return ConformalRule(**{**values, "levels": levels})
 
 
 def _require_safe(model: onnx.ModelProto) -> None:
