@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from tellapart.errors import ModelError, RecipeError
+from tellapart.evaluation.familiarity import Familiarity
+from tellapart.inference.familiarity import add_familiarity
 from tellapart.records import (
     Calibration,
     ConformalRule,
@@ -31,6 +33,7 @@ MAX_MODEL_BYTES = 2**30
 # What our own models are made of. An operator is added here together with the recipe that needs it.
 _ALLOWED_OPERATORS = frozenset(
     [
+        "Abs",
         "Add",
         "Cast",
         "Clip",
@@ -41,12 +44,16 @@ _ALLOWED_OPERATORS = frozenset(
         "Gemm",
         "GlobalAveragePool",
         "MatMul",
+        "Max",
         "MaxPool",
+        "Min",
         "Mul",
+        "ReduceMax",
         "ReduceMean",
         "Relu",
         "Reshape",
         "Sigmoid",
+        "Sign",
         "Softmax",
         "Sqrt",
         "Sub",
@@ -83,7 +90,14 @@ class ModelFile:
         write_bytes(path, self.onnx_bytes)
 
 
-def compose(trunk: bytes, head: LinearHead, *, temperature: float, activation: str = "Softmax") -> onnx.ModelProto:
+def compose(
+    trunk: bytes,
+    head: LinearHead,
+    *,
+    temperature: float,
+    activation: str = "Softmax",
+    familiarity: Familiarity | None = None,
+) -> onnx.ModelProto:
     """Put a trunk, its head and the calibration into one graph with the outputs ``probs`` and ``embedding``.
 
     The embedding comes before the head, so the file also serves search and clustering.
@@ -93,6 +107,7 @@ def compose(trunk: bytes, head: LinearHead, *, temperature: float, activation: s
         head: from embeddings to logits.
         temperature: that logits are divided by.
         activation: ``Softmax``, or ``Sigmoid`` for labels that do not exclude each other.
+        familiarity: adds the output ``familiarity``.
     """
     model = onnx.load_model_from_string(trunk)
     graph = model.graph
@@ -111,6 +126,8 @@ def compose(trunk: bytes, head: LinearHead, *, temperature: float, activation: s
         ]
     )
     graph.output.insert(0, helper.make_tensor_value_info("probs", TensorProto.FLOAT, ["N", len(head.bias)]))
+    if familiarity is not None:
+        add_familiarity(graph, familiarity)
     return model
 
 
@@ -269,6 +286,8 @@ def _require_shapes(model: onnx.ModelProto, card: ModelCard) -> None:
         "probs": (TensorProto.FLOAT, (len(card.class_names),)),
         "embedding": (TensorProto.FLOAT, (card.embedding_dim,)),
     }
+    if card.familiarity is not None:
+        expected["familiarity"] = (TensorProto.FLOAT, ())
     ports = (*model.graph.input, *model.graph.output)
     found = {
         port.name: (
