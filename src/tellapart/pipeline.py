@@ -31,6 +31,7 @@ from tellapart.data.sources import (
 from tellapart.data.split import split
 from tellapart.errors import DataError, TrainingError
 from tellapart.evaluation.decide import decide
+from tellapart.evaluation.familiarity import fit_familiarity_rule
 from tellapart.evaluation.task import RULES
 from tellapart.inference.bundled import open_backbone
 from tellapart.inference.model import ModelFile, pack
@@ -53,6 +54,9 @@ from tellapart.training.train import Fitted, open_way
 from tellapart.training.verify import Answers, answer, verify
 
 REPORT_VERSION = 1
+
+FALSE_ALARMS = 0.02
+"""Share of familiar images that may be called unfamiliar; 49 images are enough to promise it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,6 +223,9 @@ def _train(
         calibration, conformal, thresholds = calibrate(fitted, way.recipe, dataset.task)
     with clock.stage("verify"):
         card = _card(fitted, calibration, dataset, way.recipe)
+        if fitted.familiar_scores is not None:
+            rule = fit_familiarity_rule(fitted.familiar_scores, rate=FALSE_ALARMS, method=fitted.method)
+            card = replace(card, familiarity=rule)
         card = replace(card, conformal=conformal, label_thresholds=thresholds, task=dataset.task)
         model = pack(fitted.to_onnx(calibration, dataset.task), card)
         part = dataset.used("calib") if fitted.method == "calib" else dataset.used("train")

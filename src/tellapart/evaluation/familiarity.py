@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
-from tellapart.evaluation.metrics import FloatArray
+from tellapart.evaluation.metrics import FloatArray, IntArray
 from tellapart.records import FamiliarityRule, HeldOut
 
 COMPONENTS = 64
@@ -104,14 +104,18 @@ class Familiarity:
 
         A sure answer counts for at most one spread: textures get sure answers, too.
         """
-        nearness = (self.distance[0] - self.gaussian.distances(embeddings)) / self.distance[1]
+        return self.combine(self.gaussian.distances(embeddings), logits)
+
+    def combine(self, distances: FloatArray, logits: FloatArray) -> NDArray[np.float64]:
+        """(N,) scores of (N,) distances and (N, K) logits that are known already."""
+        nearness = (self.distance[0] - distances) / self.distance[1]
         sureness = (logits.max(axis=1).astype(np.float64) - self.logit[0]) / self.logit[1]
         result: NDArray[np.float64] = nearness + np.minimum(sureness, 1)
         return result
 
 
 def fit_familiarity(
-    embeddings: FloatArray, held_out_logits: FloatArray, fold: NDArray[np.int64]
+    embeddings: FloatArray, held_out_logits: FloatArray, fold: IntArray
 ) -> tuple[Familiarity, NDArray[np.float64]]:
     """Fit the score on training images, none of which vouches for itself.
 
