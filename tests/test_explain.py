@@ -20,7 +20,7 @@ from tellapart.imaging.preprocess import load_input
 from tellapart.inference.engine import OpenVINOEngine
 from tellapart.inference.model import pack, read_model
 from tellapart.inference.predict import load
-from tellapart.records import Calibration, ConformalRule, ModelCard, Preprocess
+from tellapart.records import Calibration, ConformalRule, ModelCard, Preprocess, SetLevel
 
 SIDE_PX = 20
 HOSTILE = "<script>alert('x')</script> & \"https://example.org\""
@@ -67,6 +67,11 @@ class Builder:
         return packed(self.nodes, self.constants, embedding_dim, class_names, **card)
 
 
+def one_level(coverage, min_prob, n):
+    level = SetLevel(coverage=coverage, min_probs=(min_prob,))
+    return ConformalRule(coverage=coverage, levels=(level,), method="calib", per_class=False, n=n)
+
+
 def packed(nodes, constants, embedding_dim, class_names, side=SIDE_PX, **card):
     graph = helper.make_graph(
         nodes,
@@ -82,7 +87,7 @@ def packed(nodes, constants, embedding_dim, class_names, side=SIDE_PX, **card):
         "class_names": tuple(class_names),
         "preprocess": Preprocess(input_size_px=side),
         "calibration": Calibration(temperature=1.5, method="calib", n=60),
-        "conformal": ConformalRule(coverage=0.9, min_prob=0.0, n=60),
+        "conformal": one_level(0.9, 0.0, n=60),
         "embedding_dim": embedding_dim,
         "created": "2026-01-01T00:00:00+00:00",
     }

@@ -273,6 +273,9 @@ def predict(
     ],
     out: Annotated[str, typer.Option("--out", "-o", help="A .csv, .jsonl or .parquet file; - prints.")] = "-",
     probs: Annotated[bool, typer.Option("--probs", help="Add the probability of every class.")] = False,
+    coverage: Annotated[
+        float | None, typer.Option(help="Share of prediction sets that hold the truth. [default: the model's]")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
     image_column: ImageColumn = "",
     label_column: LabelColumn = "",
@@ -292,7 +295,7 @@ def predict(
         )
         options = SourceOptions(image_column=image_column, label_column=label_column, root=root)
         found = _images(arguments, options)
-        classifier = load(model)
+        classifier = load(model, coverage=coverage)
         if out == "-":
             rows = (
                 row(prediction, classifier.class_names, all_probs=probs)

@@ -32,6 +32,7 @@ from tellapart.data.sources import (
 from tellapart.data.split import split
 from tellapart.errors import DataError, TrainingError
 from tellapart.evaluation.decide import decide
+from tellapart.evaluation.familiarity import fit_familiarity_rule
 from tellapart.evaluation.task import RULES
 from tellapart.inference.bundled import open_backbone
 from tellapart.inference.model import ModelFile, pack
@@ -54,6 +55,9 @@ from tellapart.training.train import Fitted, Way, learning_part, open_way
 from tellapart.training.verify import Answered, Answers, answer, verify
 
 REPORT_VERSION = 1
+
+FALSE_ALARMS = 0.02
+"""Share of familiar images that may be called unfamiliar; 49 images are enough to promise it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,6 +226,9 @@ def _train(
         calibration, conformal, thresholds = calibrate(fitted, way.recipe, dataset.task)
     with clock.stage("verify"):
         card = _card(fitted, calibration, dataset, way.recipe)
+        if fitted.familiar_scores is not None:
+            rule = fit_familiarity_rule(fitted.familiar_scores, rate=FALSE_ALARMS, method=fitted.method)
+            card = replace(card, familiarity=rule)
         card = replace(card, conformal=conformal, label_thresholds=thresholds, task=dataset.task)
         model = pack(fitted.to_onnx(calibration, dataset.task), card)
         part = dataset.used("calib") if fitted.method == "calib" else dataset.used("train")
@@ -361,7 +368,9 @@ def calibrate(fitted: Fitted, recipe: Recipe, task: Task) -> tuple[Calibration, 
     temperature = rules.fit_temperature(logits, labels)
     calibration = Calibration(temperature=temperature, method=fitted.method, n=len(labels))
     probs = rules.probs(logits / temperature)
-    conformal = rules.fit_conformal(probs, labels, coverage=recipe.coverage)
+    conformal = rules.fit_conformal(
+        probs, labels, coverage=recipe.coverage, per_class=recipe.conformal == "per-class", method=fitted.method
+    )
     return calibration, conformal, rules.fit_thresholds(probs, labels, recipe.label_thresholds)
 
 

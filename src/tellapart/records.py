@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tellapart.errors import RecipeError
+from tellapart.errors import ModelError, RecipeError
 
 Task = Literal["classification", "multilabel"]
 ResizeMode = Literal["squash", "crop", "pad"]
@@ -103,6 +103,10 @@ class Interval:
             raise ValueError(f"an interval must hold its estimate: {self.low} <= {self.value} <= {self.high}")
 
 
+HeldOut = Literal["calib", "cross-fit"]
+"""Where held-out answers came from: a part of their own, or models of folds that did not see the image."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
     """The temperature that logits are divided by, and what it was fitted on.
@@ -115,7 +119,7 @@ class Calibration:
     """
 
     temperature: float
-    method: Literal["calib", "cross-fit"]
+    method: HeldOut
     n: int
 
     def __post_init__(self) -> None:
@@ -124,24 +128,114 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ConformalRule:
-    """A class is in the prediction set when its probability is at least ``min_prob``.
+class SetLevel:
+    """Prediction sets at one coverage.
 
     Attributes:
-        coverage: share of images whose set holds the true class, 0-1, over images like the calibration ones.
-        min_prob: 0 puts every class into every set: there were too few images to promise more.
-        n: number of images it was fitted on.
+        coverage: wanted share of sets that hold the truth, 0-1.
+        min_probs: a class is in the set when its probability is at least this: one number for all classes, or K. 0 puts it
+            into every set: there were too few images to promise more.
     """
 
     coverage: float
-    min_prob: float
-    n: int
+    min_probs: tuple[float, ...]
 
     def __post_init__(self) -> None:
         if not 0 < self.coverage < 1:
             raise ValueError(f"coverage must lie between 0 and 1, got {self.coverage}")
-        if not 0 <= self.min_prob <= 1:
-            raise ValueError(f"min_prob must be 0 to 1, got {self.min_prob}")
+        if not self.min_probs or not all(0 <= min_prob <= 1 for min_prob in self.min_probs):
+            raise ValueError(f"min_probs must be 0 to 1, got {self.min_probs}")
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether some class is in every set, because too few images were there to rule it out."""
+        return 0.0 in self.min_probs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConformalRule:
+    """What may be ruled out: thresholds of prediction sets at several coverages.
+
+    Attributes:
+        coverage: the level that verdicts are given at, unless another is asked for.
+        levels: one for each coverage, ascending.
+        method: ``calib``, where the promise is the coverage itself; or ``cross-fit``, see ``promised``.
+        per_class: whether the promise holds within each class; classes with too few images share a threshold, and it holds over
+            them together.
+        n: number of images it was fitted on.
+    """
+
+    coverage: float
+    levels: tuple[SetLevel, ...]
+    method: HeldOut
+    per_class: bool
+    n: int
+
+    def __post_init__(self) -> None:
+        coverages = [level.coverage for level in self.levels]
+        if coverages != sorted(set(coverages)) or self.coverage not in coverages:
+            raise ValueError(f"levels must be ascending and hold {self.coverage}, got {coverages}")
+        if self.method not in ("calib", "cross-fit"):
+            raise ValueError(f"method must be calib or cross-fit, got {self.method!r}")
+        if len({len(level.min_probs) for level in self.levels}) != 1:
+            raise ValueError("every level needs as many thresholds")
+
+    def level(self, coverage: float | None = None) -> SetLevel:
+        """The thresholds at a coverage; at the rule's own when None.
+
+        Raises:
+            ModelError: no-such-coverage.
+        """
+        wanted = self.coverage if coverage is None else coverage
+        for level in self.levels:
+            if math.isclose(level.coverage, wanted, abs_tol=1e-9):
+                return level
+        stored = ", ".join(f"{level.coverage:g}" for level in self.levels)
+        message = f"the model has no prediction sets at the coverage {wanted:g}"
+        raise ModelError(
+            "no-such-coverage", message, hint=f"it has {stored}; train with --set coverage={wanted:g}"
+        )
+
+    def promised(self, coverage: float | None = None) -> float:
+        """The share of sets that is promised to hold the truth, over images like those the rule was fitted on.
+
+        With a calib part it is the coverage. Cross-fitted sets are expected to reach it, too, but what is proven of
+        cross-conformal sets is twice the misses.
+
+        Source: Vovk 2015, "Cross-conformal predictors"; Barber, Candes, Ramdas and Tibshirani 2021, "Predictive inference with
+        the jackknife+", theorems 1 and 4.
+        """
+        wanted = self.level(coverage).coverage
+        return wanted if self.method == "calib" else max(0.0, 1 - 2 * (1 - wanted))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FamiliarityRule:
+    """An image is unfamiliar when the model file's output ``familiarity`` is below ``threshold``.
+
+    Attributes:
+        threshold: of the score.
+        rate: share of familiar images that may be called unfamiliar, as wanted, 0-1.
+        promised: the same as promised: ``rate``, or one in n + 1 where n images are too few for it.
+        achieved: the same as found on the images the threshold was fitted on.
+        method: how the scores of those images were made.
+        n: number of those images.
+    """
+
+    threshold: float
+    rate: float
+    promised: float
+    achieved: float
+    method: HeldOut
+    n: int
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.threshold):
+            raise ValueError(f"threshold must be a number, got {self.threshold}")
+        if not 0 < self.rate < 1 or not self.rate <= self.promised <= 1 or not 0 <= self.achieved <= 1:
+            raise ValueError(f"rates must be 0 to 1, got {self.rate}, {self.promised}, {self.achieved}")
+        if self.method not in ("calib", "cross-fit"):
+            raise ValueError(f"method must be calib or cross-fit, got {self.method!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,7 +277,7 @@ class ModelCard:
     Attributes:
         class_names: K names, in the order of the columns of ``probs``.
         conformal: the rule behind the verdict ``sure``; None where there was nothing to fit it on.
-        familiarity: reserved for the score's threshold; None in files without the output ``familiarity``.
+        familiarity: the rule behind the verdict ``unfamiliar``; None in files without the output ``familiarity``.
         label_thresholds: K probabilities from which a label is given; none where every image has one class.
         decision_rules: reserved for named bands of a class's probability.
         metrics: as in ``report.json`` under ``test``; empty until measured.
@@ -199,7 +293,7 @@ class ModelCard:
     graph_sha256: str = ""
     weights: Weights | None = None
     conformal: ConformalRule | None = None
-    familiarity: Mapping[str, object] | None = None
+    familiarity: FamiliarityRule | None = None
     label_thresholds: tuple[float, ...] = ()
     decision_rules: tuple[Mapping[str, object], ...] = ()
     recipe: Mapping[str, object] = field(default_factory=dict)
@@ -214,6 +308,10 @@ class ModelCard:
             raise ValueError(f"a model needs two or more different classes, got {self.class_names}")
         if len(self.label_thresholds) != (len(self.class_names) if self.task == "multilabel" else 0):
             raise ValueError("a model for several labels an image needs a threshold for each, others none")
+        if self.conformal is not None:
+            expected = len(self.class_names) if self.conformal.per_class else 1
+            if len(self.conformal.levels[0].min_probs) != expected:
+                raise ValueError(f"the prediction sets need {expected} thresholds at each coverage")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -281,7 +379,8 @@ class Prediction:
         labels: the same labels one by one; none where every image has one class.
         prob: calibrated probability of the most probable class, 0-1.
         probs: K probabilities in the order of the model's class names.
-        prediction_set: the classes that cannot be ruled out at the model's coverage, most probable first.
+        prediction_set: the classes that cannot be ruled out at the coverage, most probable first.
+        familiarity: how much the image is like the training images; None for files without that output.
         error: code of the error, empty without one.
     """
 
@@ -292,6 +391,7 @@ class Prediction:
     probs: tuple[float, ...] = ()
     prediction_set: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    familiarity: float | None = None
     error: str = ""
     message: str = ""
 

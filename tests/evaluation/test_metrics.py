@@ -13,7 +13,7 @@ from tellapart.evaluation.classification import ClassificationRules
 from tellapart.evaluation.decide import decide
 from tellapart.evaluation.metrics import accuracy, confusion_matrix, log_loss, precision, recall, wilson_interval
 from tellapart.evaluation.multilabel import MultiLabelRules
-from tellapart.records import Calibration, ConformalRule, ModelCard, Preprocess
+from tellapart.records import Calibration, ConformalRule, ModelCard, Preprocess, SetLevel
 
 fit_temperature = ClassificationRules().fit_temperature
 fit_conformal = ClassificationRules().fit_conformal
@@ -202,7 +202,7 @@ def test_prediction_sets_cover_as_promised(n, coverage):
         labels = np.array([rng.choice(5, p=row) for row in probs])
         rule = fit_conformal(probs[:n], labels[:n], coverage=coverage)
         of_truth = probs[np.arange(n, n + 200), labels[n:]]
-        covered.append((of_truth >= rule.min_prob).mean())
+        covered.append((of_truth >= rule.level().min_probs[0]).mean())
     error = np.std(covered) / np.sqrt(len(covered))
     assert coverage - 4 * error <= np.mean(covered) <= coverage + 1 / (n + 1) + 4 * error
 
@@ -229,7 +229,7 @@ def test_smallest_probability_by_hand(n, coverage, expected):
     labels = np.arange(n) % 2
     probs = np.where(np.arange(2) == labels[:, None], truth[:, None], 1 - truth[:, None])
     rule = fit_conformal(probs, labels, coverage=coverage)
-    assert (rule.min_prob, rule.n, rule.coverage) == (pytest.approx(expected), n, coverage)
+    assert (rule.level().min_probs[0], rule.n, rule.coverage) == (pytest.approx(expected), n, coverage)
 
 
 def test_ties_never_lower_the_coverage():
@@ -237,8 +237,13 @@ def test_ties_never_lower_the_coverage():
     probs = np.where(np.arange(2) == labels[:, None], 0.7, 0.3)
     probs[:3] = probs[:3, ::-1]
     rule = fit_conformal(probs, labels, coverage=0.95)
-    assert rule.min_prob == 0.7
-    assert (probs[np.arange(100), labels] >= rule.min_prob).mean() == 0.97
+    assert rule.level().min_probs[0] == 0.7
+    assert (probs[np.arange(100), labels] >= rule.level().min_probs[0]).mean() == 0.97
+
+
+def one_level(coverage, min_prob, n):
+    level = SetLevel(coverage=coverage, min_probs=(min_prob,))
+    return ConformalRule(coverage=coverage, levels=(level,), method="calib", per_class=False, n=n)
 
 
 def card(min_prob, coverage=0.95):
@@ -248,7 +253,15 @@ def card(min_prob, coverage=0.95):
         calibration=Calibration(temperature=1.0, method="calib", n=100),
         embedding_dim=4,
         created="2026-01-01T00:00:00Z",
-        conformal=None if min_prob is None else ConformalRule(coverage=coverage, min_prob=min_prob, n=100),
+        conformal=None
+        if min_prob is None
+        else ConformalRule(
+            coverage=coverage,
+            levels=(SetLevel(coverage=coverage, min_probs=(min_prob,)),),
+            method="calib",
+            per_class=False,
+            n=100,
+        ),
     )
 
 
@@ -284,7 +297,7 @@ def test_the_set_holds_the_image_the_rule_was_cut_at(dtype):
     labels, probs = answers(50, num_classes=3)
     probs = probs.astype(dtype)
     rule = fit_conformal(probs, labels, coverage=0.9)
-    model = card(rule.min_prob)
+    model = card(rule.level().min_probs[0])
     held = [
         NAMES[label] in decide("", {"probs": row}, model).prediction_set
         for label, row in zip(labels, probs, strict=True)
@@ -313,7 +326,13 @@ def replace_card(label_thresholds, min_prob):
         class_names=("a", "b"),
         preprocess=Preprocess(input_size_px=64),
         calibration=Calibration(temperature=1.0, method="calib", n=9),
-        conformal=ConformalRule(coverage=0.9, min_prob=min_prob, n=9),
+        conformal=ConformalRule(
+            coverage=0.9,
+            levels=(SetLevel(coverage=0.9, min_probs=(min_prob,)),),
+            method="calib",
+            per_class=False,
+            n=9,
+        ),
         embedding_dim=1,
         created="",
         label_thresholds=label_thresholds,

@@ -23,6 +23,8 @@ from tellapart.inference.model import (
 from tellapart.records import Calibration, Preprocess
 
 CONTENT = tiny_model().onnx_bytes
+RULE = card_document(tiny_card())["conformal"]
+FAMILIARITY = {"threshold": 0.0, "rate": 0.02, "promised": 0.02, "achieved": 0.01, "method": "calib", "n": 60}
 
 
 def code_of(content):
@@ -300,9 +302,22 @@ def test_a_card_that_is_no_card(text):
         {"calibration": {"temperature": None, "method": "calib", "n": 60}},
         {"calibration": {"temperature": float("nan"), "method": "calib", "n": 60}},
         {"calibration": None},
-        {"conformal": {"coverage": 2, "min_prob": 0.1, "n": 60}},
-        {"conformal": {"coverage": 0.9, "min_prob": 0.1}},
-        {"conformal": {"coverage": 0.9, "min_prob": "0.1", "n": 60}},
+        {"conformal": RULE | {"coverage": 2}},
+        {"conformal": RULE | {"levels": [{"coverage": 2, "min_probs": [0.1]}], "coverage": 2}},
+        {"conformal": {key: RULE[key] for key in RULE if key != "n"}},
+        {"conformal": RULE | {"levels": [{"coverage": 0.9, "min_probs": ["0.1"]}]}},
+        {"conformal": RULE | {"levels": [{"coverage": 0.9, "min_probs": []}]}},
+        {"conformal": RULE | {"levels": [{"coverage": 0.9, "min_probs": 0.1}]}},
+        {"conformal": RULE | {"levels": RULE["levels"] * 2}},
+        {"conformal": RULE | {"levels": []}},
+        {"conformal": RULE | {"method": "guess"}},
+        {"conformal": RULE | {"levels": [{"coverage": 0.9, "min_probs": [0.1, 0.2]}]}},
+        {"familiarity": "0.9"},
+        {"familiarity": FAMILIARITY | {"rate": 2}},
+        {"familiarity": FAMILIARITY | {"threshold": None}},
+        {"familiarity": FAMILIARITY | {"promised": 0.001}},
+        {"familiarity": FAMILIARITY | {"method": "guess"}},
+        {"familiarity": {}},
         {"conformal": "0.9"},
         {"conformal": ""},
         {"conformal": 0},

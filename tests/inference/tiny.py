@@ -6,7 +6,7 @@ from onnx import TensorProto, helper
 
 from tellapart.inference.bundled import Backbone
 from tellapart.inference.model import LinearHead, compose, pack
-from tellapart.records import Calibration, ConformalRule, ModelCard, Preprocess, Weights
+from tellapart.records import Calibration, ConformalRule, ModelCard, Preprocess, SetLevel, Weights
 from tellapart.storage import sha256
 
 SIDE_PX = 16
@@ -32,12 +32,23 @@ def tiny_backbone():
     return Backbone(onnx_bytes=content, sha256=sha256(content), embedding_dim=3, weights=WEIGHTS)
 
 
+def one_level(coverage, min_prob, n):
+    level = SetLevel(coverage=coverage, min_probs=(min_prob,))
+    return ConformalRule(coverage=coverage, levels=(level,), method="calib", per_class=False, n=n)
+
+
 def tiny_card(**changes):
     values = {
         "class_names": CLASS_NAMES,
         "preprocess": PREPROCESS,
         "calibration": Calibration(temperature=2.0, method="calib", n=60),
-        "conformal": ConformalRule(coverage=0.9, min_prob=0.25, n=60),
+        "conformal": ConformalRule(
+            coverage=0.9,
+            levels=(SetLevel(coverage=0.9, min_probs=(0.25,)),),
+            method="calib",
+            per_class=False,
+            n=60,
+        ),
         "embedding_dim": 3,
         "weights": WEIGHTS,
         "created": "2026-01-01T00:00:00+00:00",

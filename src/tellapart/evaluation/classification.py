@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
 from tellapart.evaluation.calibration import minimize_log_loss
-from tellapart.evaluation.conformal import fit_min_prob
+from tellapart.evaluation.conformal import fit_rule, fit_rule_per_class
 from tellapart.evaluation.metrics import (
     Answer,
     FloatArray,
@@ -21,7 +21,7 @@ from tellapart.evaluation.metrics import (
     recall,
     require_two_classes,
 )
-from tellapart.records import ConformalRule, ModelCard, Prediction
+from tellapart.records import ConformalRule, HeldOut, ModelCard, Prediction
 
 
 class ClassificationRules:
@@ -43,9 +43,20 @@ class ClassificationRules:
             lambda t: float(-log_softmax(logits / t, axis=1)[rows, labels].mean()), len(labels)
         )
 
-    def fit_conformal(self, probs: FloatArray, labels: IntArray, *, coverage: float) -> ConformalRule:
+    def fit_conformal(
+        self,
+        probs: FloatArray,
+        labels: IntArray,
+        *,
+        coverage: float,
+        per_class: bool = False,
+        method: HeldOut = "calib",
+    ) -> ConformalRule:
         """The smallest probability a class may have and still belong in the set."""
-        return fit_min_prob(probs[np.arange(len(labels)), labels], coverage=coverage)
+        of_truth = probs[np.arange(len(labels)), labels]
+        if per_class:
+            return fit_rule_per_class(of_truth, labels, probs.shape[1], coverage=coverage, method=method)
+        return fit_rule(of_truth, coverage=coverage, method=method)
 
     def fit_thresholds(self, probs: FloatArray, labels: IntArray, goal: str) -> tuple[float, ...]:  # noqa: ARG002
         """None: the most probable class is the answer."""
@@ -81,7 +92,7 @@ class ClassificationRules:
             "per_class": per_class,
         }
 
-    def decide(self, path: str, answer: Answer, card: ModelCard) -> Prediction:
+    def decide(self, path: str, answer: Answer, card: ModelCard, coverage: float | None = None) -> Prediction:
         """``sure`` when the prediction set holds exactly one class; otherwise ``unsure``, also without a fitted rule.
 
         Where no class reaches the rule's probability, the set holds the most probable classes up to the coverage, so that
@@ -89,15 +100,15 @@ class ClassificationRules:
         """
         probs = answer["probs"]
         order = np.argsort(-probs, kind="stable")
-        rule = card.conformal
-        min_prob = 0.0 if rule is None else rule.min_prob
-        chosen = [k for k in order if probs[k] >= min_prob]
-        if rule is not None and not chosen:
+        level = None if card.conformal is None else card.conformal.level(coverage)
+        min_probs = np.broadcast_to(0.0 if level is None else np.array(level.min_probs), probs.shape)
+        chosen = [k for k in order if probs[k] >= min_probs[k]]
+        if level is not None and not chosen:
             reached = np.cumsum(probs[order])
-            chosen = list(order[: int(np.searchsorted(reached, min(rule.coverage, reached[-1]))) + 1])
+            chosen = list(order[: int(np.searchsorted(reached, min(level.coverage, reached[-1]))) + 1])
             sure = False
         else:
-            sure = len(chosen) == 1
+            sure = chosen == [order[0]]
         return Prediction(
             path=path,
             verdict="sure" if sure else "unsure",

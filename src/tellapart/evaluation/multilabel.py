@@ -10,7 +10,7 @@ from scipy.special import expit
 
 from tellapart.errors import RecipeError
 from tellapart.evaluation.calibration import minimize_log_loss
-from tellapart.evaluation.conformal import fit_min_prob
+from tellapart.evaluation.conformal import fit_rule, fit_rule_per_label
 from tellapart.evaluation.metrics import (
     Answer,
     FloatArray,
@@ -21,7 +21,7 @@ from tellapart.evaluation.metrics import (
     f1_scores,
     wilson_interval,
 )
-from tellapart.records import ConformalRule, Interval, ModelCard, Prediction
+from tellapart.records import ConformalRule, HeldOut, Interval, ModelCard, Prediction
 
 LABEL_SEPARATOR = ";"
 """Between the labels of one image, where they stand in one cell."""
@@ -48,12 +48,23 @@ class MultiLabelRules:
             raise RecipeError("bad-labels", message, hint="add images of the other kind")
         return minimize_log_loss(lambda t: binary_log_loss(labels, logits.astype(np.float64) / t), len(labels))
 
-    def fit_conformal(self, probs: FloatArray, labels: IntArray, *, coverage: float) -> ConformalRule:
+    def fit_conformal(
+        self,
+        probs: FloatArray,
+        labels: IntArray,
+        *,
+        coverage: float,
+        per_class: bool = False,
+        method: HeldOut = "calib",
+    ) -> ConformalRule:
         """The smallest probability that the presence, or the absence, of a label may have and still be possible.
 
-        What is promised holds over pairs of an image and a label.
+        What is promised is the mean share of an image's labels; per class, it is promised of each label on its own.
         """
-        return fit_min_prob(np.where(labels, probs, 1 - probs).ravel(), coverage=coverage)
+        of_truth = np.where(labels, probs, 1 - probs)
+        if per_class:
+            return fit_rule_per_label(of_truth, coverage=coverage, method=method)
+        return fit_rule(of_truth, coverage=coverage, method=method)
 
     def fit_thresholds(self, probs: FloatArray, labels: IntArray, goal: str) -> tuple[float, ...]:
         """The probability from which each label is given.
@@ -118,16 +129,16 @@ class MultiLabelRules:
             }
         return per_class
 
-    def decide(self, path: str, answer: Answer, card: ModelCard) -> Prediction:
+    def decide(self, path: str, answer: Answer, card: ModelCard, coverage: float | None = None) -> Prediction:
         """Give every label that reaches its threshold.
 
         ``sure`` when for each label either presence or absence is ruled out, and the labels given are those that are left.
         """
         probs = answer["probs"]
         order = np.argsort(-probs, kind="stable")
-        min_prob = 0.0 if card.conformal is None else card.conformal.min_prob
-        possible = probs >= min_prob
-        ruled_out = 1 - probs < min_prob  # its absence
+        min_probs = np.array((0.0,) if card.conformal is None else card.conformal.level(coverage).min_probs)
+        possible = probs >= min_probs
+        ruled_out = 1 - probs < min_probs  # its absence
         given = [k for k in order if probs[k] >= card.label_thresholds[k]]
         settled = bool((possible == ruled_out).all() and set(np.flatnonzero(possible)) == set(given))
         names = card.class_names

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tellapart.evaluation.classification import ClassificationRules
 from tellapart.evaluation.metrics import Answer, FloatArray, IntArray
 from tellapart.evaluation.multilabel import MultiLabelRules
-from tellapart.records import ConformalRule, ModelCard, Prediction, Task
+from tellapart.records import ConformalRule, HeldOut, ModelCard, Prediction, Task
 
 
 class TaskRules(Protocol):
@@ -29,8 +29,16 @@ class TaskRules(Protocol):
         """The temperature that minimises log loss."""
         ...
 
-    def fit_conformal(self, probs: FloatArray, labels: IntArray, *, coverage: float) -> ConformalRule:
-        """The rule behind prediction sets and the verdict ``sure``."""
+    def fit_conformal(
+        self,
+        probs: FloatArray,
+        labels: IntArray,
+        *,
+        coverage: float,
+        per_class: bool = False,
+        method: HeldOut = "calib",
+    ) -> ConformalRule:
+        """The rule behind prediction sets and the verdict ``sure``: one threshold for all classes, or one for each."""
         ...
 
     def fit_thresholds(self, probs: FloatArray, labels: IntArray, goal: str) -> tuple[float, ...]:
@@ -47,8 +55,8 @@ class TaskRules(Protocol):
         """Metrics with intervals, as in ``report.json``; ``headline`` names those to print first."""
         ...
 
-    def decide(self, path: str, answer: Answer, card: ModelCard) -> Prediction:
-        """The answer for one image."""
+    def decide(self, path: str, answer: Answer, card: ModelCard, coverage: float | None = None) -> Prediction:
+        """The answer for one image; familiarity is not looked at."""
         ...
 
 

@@ -13,8 +13,18 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from tellapart.errors import ModelError, RecipeError
+from tellapart.evaluation.familiarity import Familiarity
+from tellapart.inference.familiarity import add_familiarity
 from tellapart.inference.heatmap import HEATMAP, add_heatmap
-from tellapart.records import Calibration, ConformalRule, ModelCard, Preprocess, Weights
+from tellapart.records import (
+    Calibration,
+    ConformalRule,
+    FamiliarityRule,
+    ModelCard,
+    Preprocess,
+    SetLevel,
+    Weights,
+)
 from tellapart.storage import sha256, write_bytes
 
 SCHEMA_VERSION = 3
@@ -24,6 +34,7 @@ MAX_MODEL_BYTES = 2**30
 # What our own models are made of. An operator is added here together with the recipe that needs it.
 _ALLOWED_OPERATORS = frozenset(
     [
+        "Abs",
         "Add",
         "AveragePool",
         "Cast",
@@ -37,12 +48,16 @@ _ALLOWED_OPERATORS = frozenset(
         "GlobalAveragePool",
         "GlobalMaxPool",
         "MatMul",
+        "Max",
         "MaxPool",
+        "Min",
         "Mul",
+        "ReduceMax",
         "ReduceMean",
         "Relu",
         "Reshape",
         "Sigmoid",
+        "Sign",
         "Softmax",
         "Sqrt",
         "Sub",
@@ -79,7 +94,14 @@ class ModelFile:
         write_bytes(path, self.onnx_bytes)
 
 
-def compose(trunk: bytes, head: LinearHead, *, temperature: float, activation: str = "Softmax") -> onnx.ModelProto:
+def compose(
+    trunk: bytes,
+    head: LinearHead,
+    *,
+    temperature: float,
+    activation: str = "Softmax",
+    familiarity: Familiarity | None = None,
+) -> onnx.ModelProto:
     """Put a trunk, its head and the calibration into one graph with the outputs ``probs`` and ``embedding``.
 
     The embedding comes before the head, so the file also serves search and clustering. Where it is the average of a spatial map,
@@ -90,6 +112,7 @@ def compose(trunk: bytes, head: LinearHead, *, temperature: float, activation: s
         head: from embeddings to logits.
         temperature: that logits are divided by.
         activation: ``Softmax``, or ``Sigmoid`` for labels that do not exclude each other.
+        familiarity: adds the output ``familiarity``.
     """
     model = onnx.load_model_from_string(trunk)
     graph = model.graph
@@ -109,6 +132,8 @@ def compose(trunk: bytes, head: LinearHead, *, temperature: float, activation: s
     )
     graph.output.insert(0, helper.make_tensor_value_info("probs", TensorProto.FLOAT, ["N", len(head.bias)]))
     add_heatmap(model, head.weight)
+    if familiarity is not None:
+        add_familiarity(graph, familiarity)
     return model
 
 
@@ -218,10 +243,17 @@ def _card(document: str) -> ModelCard:
         values["preprocess"] = Preprocess(**values["preprocess"])
         values["calibration"] = Calibration(**values["calibration"])
         values["weights"] = None if values["weights"] is None else Weights(**values["weights"])
-        values["conformal"] = None if values["conformal"] is None else ConformalRule(**values["conformal"])
+        values["conformal"] = None if values["conformal"] is None else _conformal(values["conformal"])
+        familiarity = values["familiarity"]
+        values["familiarity"] = None if familiarity is None else FamiliarityRule(**familiarity)
         return ModelCard(**{field.name: values[field.name] for field in fields(ModelCard)})
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, RecipeError) as error:
         raise ModelError("damaged-model", f"the model card cannot be read: {error}") from error
+
+
+def _conformal(values: Mapping[str, Any]) -> ConformalRule:
+    levels = tuple(SetLevel(**{**level, "min_probs": tuple(level["min_probs"])}) for level in values["levels"])
+    return ConformalRule(**{**values, "levels": levels})
 
 
 def _require_safe(model: onnx.ModelProto) -> None:
@@ -265,6 +297,8 @@ def _require_shapes(model: onnx.ModelProto, card: ModelCard) -> None:
             TensorProto.FLOAT,
             (len(card.class_names), 0, 0),
         )  # height and width follow from the trunk
+    if card.familiarity is not None:
+        expected["familiarity"] = (TensorProto.FLOAT, ())
     ports = (*model.graph.input, *model.graph.output)
     found = {
         port.name: (

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tellapart.errors import ImageError
-from tellapart.evaluation.decide import decide
+from tellapart.evaluation.decide import decide, require_coverage
 from tellapart.imaging.files import iter_files
 from tellapart.inference.engine import ImageSource, OpenVINOEngine, Outputs, Precision, iter_outputs
 from tellapart.inference.model import ModelFile, read_model
@@ -33,7 +33,11 @@ class Classifier:
     Args:
         model: a verified model file.
         precision: ``f32`` or ``bf16``; best for this processor when None.
+        coverage: of the prediction sets, one of those in the file; the model's own when None.
         outputs: names of those that the engine computes; by default what a verdict needs.
+
+    Raises:
+        ModelError: no-such-coverage; damaged-model, when the engine cannot make sense of it.
 
     Attributes:
         card: what the model says about itself.
@@ -41,9 +45,17 @@ class Classifier:
     """
 
     def __init__(
-        self, model: ModelFile, *, precision: Precision | None = None, outputs: Collection[str] = VERDICT_OUTPUTS
+        self,
+        model: ModelFile,
+        *,
+        precision: Precision | None = None,
+        coverage: float | None = None,
+        outputs: Collection[str] = VERDICT_OUTPUTS,
     ) -> None:
         self.card: ModelCard = model.card
+        self.coverage = coverage
+        if coverage is not None:
+            require_coverage(model.card, coverage)
         size = model.card.preprocess.input_size_px
         self.engine = OpenVINOEngine(model.onnx_bytes, input_size_px=size, precision=precision, outputs=outputs)
 
@@ -87,20 +99,24 @@ class Classifier:
             if isinstance(answer, ImageError):
                 yield Prediction(path=name, verdict="error", error=answer.code, message=answer.message)
             else:
-                yield decide(name, answer, self.card)
+                yield decide(name, answer, self.card, self.coverage)
 
     def iter_answers(self, images: Iterable[ImageSource]) -> Iterator[Outputs | ImageError]:
         """What the file says of each image, by output, or why the image cannot be used; in order."""
         yield from iter_outputs(self.engine, self.card.preprocess, images)
 
 
-def load(path: str | Path) -> Classifier:
+def load(path: str | Path, *, coverage: float | None = None) -> Classifier:
     """Open a model file.
 
+    Args:
+        path: of the file.
+        coverage: of the prediction sets, one of those in the file; the model's own when None.
+
     Raises:
-        ModelError: the file is missing, damaged, foreign, unsafe or newer than this version.
+        ModelError: the file is missing, damaged, foreign, unsafe or newer than this version; no-such-coverage.
     """
-    return Classifier(read_model(path))
+    return Classifier(read_model(path), coverage=coverage)
 
 
 def _expand(images: Iterable[ImageSource]) -> Iterator[ImageSource]:

@@ -53,6 +53,7 @@ def row(prediction: Prediction, class_names: Sequence[str], *, all_probs: bool) 
         "label": prediction.label,
         "prob": None if prediction.prob is None else round(prediction.prob, 6),
         "verdict": prediction.verdict,
+        "familiarity": None if prediction.familiarity is None else round(prediction.familiarity, 6),
         "prediction_set": "|".join(prediction.prediction_set) or None,
         "error": prediction.error or None,
     }
@@ -100,7 +101,7 @@ def write_predictions(
     if out.suffix not in OUTPUT_SUFFIXES:
         hint = f"end it in one of {', '.join(OUTPUT_SUFFIXES)}, or write - for standard output"
         raise StorageError("bad-output", f"{out} has no ending that says what to write", hint=hint)
-    key = sha256(f"{classifier.card.graph_sha256} {all_probs}".encode())[:12]
+    key = sha256(f"{classifier.card.graph_sha256} {all_probs} {classifier.coverage}".encode())[:12]
     part = out.with_name(f".{out.name}.{key}.part")
     verdicts: dict[str, int] = {}
     with writing(part):
@@ -171,7 +172,10 @@ def _write_jsonl(part: Path, out: Path, _names: Sequence[str]) -> None:
 
 
 def _write_parquet(part: Path, out: Path, names: Sequence[str]) -> None:
-    schema = {name: pl.Float64 if name.startswith("prob_") or name == "prob" else pl.String for name in names}
+    schema = {
+        name: pl.Float64 if name.startswith("prob_") or name in ("prob", "familiarity") else pl.String
+        for name in names
+    }
     with atomic_file(out) as file:
         pl.scan_ndjson(part, schema=schema).sink_parquet(file)
 

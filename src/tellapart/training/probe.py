@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from tellapart.data.copies import stay_together
 from tellapart.data.dataset import Dataset
 from tellapart.errors import RecipeError
+from tellapart.evaluation.familiarity import fit_familiarity
 from tellapart.evaluation.metrics import IntArray, binary_log_loss, log_loss
 from tellapart.imaging.decode import Pixels
 from tellapart.imaging.pool import map_ordered
@@ -76,6 +77,12 @@ class ProbeWay:
         )
         verified, verified_matrix = (calib, self._matrix(calib)) if len(calib) else (train, matrix)
         logits = probe.head.logits(verified_matrix)
+        familiarity, distances = fit_familiarity(matrix, probe.fold_logits, _halves(train, seed))
+        scores = (
+            familiarity.score(verified_matrix, logits)
+            if len(calib)
+            else familiarity.combine(distances[probe.fold_images], probe.fold_logits)
+        )
         return Fitted(
             trunk=self._backbone.onnx_bytes,
             embedding_dim=self._backbone.embedding_dim,
@@ -85,6 +92,8 @@ class ProbeWay:
             held_out_labels=calib.labels if len(calib) else train.labels[probe.fold_images],
             method="calib" if len(calib) else "cross-fit",
             logits=dict(zip(verified.contents, logits, strict=True)),
+            familiarity=familiarity,
+            familiar_scores=scores,
             details={
                 "strength": probe.strength,
                 "search_log_loss": {str(c): loss for c, loss in probe.search.items()},
@@ -98,6 +107,15 @@ class ProbeWay:
 
     def _matrix(self, dataset: Dataset) -> FloatMatrix:
         return np.stack([self._embedded.embeddings[content] for content in dataset.contents])
+
+
+def _halves(part: Dataset, seed: int) -> IntArray:
+    """(N,) 0 or 1 for each image: half of each class, groups kept whole."""
+    strata = part.labels if part.labels.ndim == 1 else _rarest_label(part.labels)
+    groups = _groups(part)
+    if groups is None or len(np.unique(groups)) < 2:
+        return _folds(strata, 2, seed)
+    return _group_folds(strata, groups, 2, seed)
 
 
 def _groups(part: Dataset) -> IntArray | None:

@@ -23,6 +23,7 @@ ColorMode = Literal["rgb", "gray"]
 ClassWeights = Literal["none", "balanced"]
 LoopPrecision = Literal["auto", "f32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
+Conformal = Literal["all-classes", "per-class"]
 When = Literal["auto", "always", "never"]
 
 TUTORIAL_LAYERS = "conv 5x3, pool 2, conv 32x3, pool 2, flatten, dense 128"
@@ -44,6 +45,7 @@ class ProbeRecipe:
         test_fraction: share of the images set aside for testing when there is no test folder, 0-1.
         calib_fraction: share of the rest set aside for calibration when there is no val folder, 0-1.
         coverage: share of prediction sets that hold the true class, 0-1.
+        conformal: whether that holds over ``all-classes`` together, or ``per-class``, which needs more images.
         label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
     """
 
@@ -58,6 +60,7 @@ class ProbeRecipe:
     test_fraction: float
     calib_fraction: float
     coverage: float
+    conformal: Conformal
     label_thresholds: str
 
     def __post_init__(self) -> None:
@@ -97,6 +100,7 @@ def probe(
     test_fraction: float = 0.2,
     calib_fraction: float = 0.1,
     coverage: float = 0.95,
+    conformal: Conformal = "all-classes",
     label_thresholds: str = "f1",
 ) -> ProbeRecipe:
     """Pretrained features and logistic regression: the default, seconds on a laptop.
@@ -112,6 +116,7 @@ def probe(
         test_fraction: share of the images to test on when there is no test folder.
         calib_fraction: share of the rest to calibrate on when there is no val folder.
         coverage: share of prediction sets that hold the true class.
+        conformal: whether that holds over ``all-classes`` together, or ``per-class``, which needs more images.
         label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
 
     Raises:
@@ -131,6 +136,7 @@ def probe(
         test_fraction=test_fraction,
         calib_fraction=calib_fraction,
         coverage=coverage,
+        conformal=conformal,
         label_thresholds=label_thresholds,
     )
 
@@ -170,6 +176,7 @@ class NetworkRecipe:
         val_fraction: share of the rest that chooses the epoch, when there is no val folder; 0 keeps the last epoch.
         calib_fraction: share of the rest set aside for calibration, 0-1.
         coverage: share of prediction sets that hold the true class, 0-1.
+        conformal: whether that holds over ``all-classes`` together, or ``per-class``, which needs more images.
         label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
     """
 
@@ -203,6 +210,7 @@ class NetworkRecipe:
     val_fraction: float = 0.1
     calib_fraction: float = 0.1
     coverage: float = 0.95
+    conformal: Conformal = "all-classes"
     label_thresholds: str = "f1"
 
     def __post_init__(self) -> None:
@@ -404,4 +412,7 @@ def _check_parts(recipe: Recipe) -> None:
             raise RecipeError("bad-setting", f"{key} must be above 0 and at most 0.5, got {fraction}")
     if not 0.5 <= recipe.coverage < 1:
         raise RecipeError("bad-setting", f"coverage must be at least 0.5 and below 1, got {recipe.coverage}")
+    if recipe.conformal not in get_args(Conformal):
+        message = f"conformal must be {' or '.join(get_args(Conformal))}, got {recipe.conformal!r}"
+        raise RecipeError("bad-setting", message)
     require_threshold_goal(recipe.label_thresholds)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tellapart.data.dataset import Dataset
 from tellapart.errors import TrainingError
+from tellapart.evaluation.familiarity import Familiarity
 from tellapart.evaluation.metrics import IntArray
 from tellapart.evaluation.task import RULES
 from tellapart.imaging.decode import Pixels
@@ -38,6 +39,8 @@ class Fitted:
             of a fold that did not see it.
         logits: (K,) logits by content hash of the images that the model file is verified on: calib, or train where there is none.
         details: how the model was chosen, for the report.
+        familiarity: the score that the model file will carry; None without one.
+        familiar_scores: (N,) of the held-out images, none of which the score was fitted on; None without a score.
         interrupted: whether training was asked to stop before its end.
     """
 
@@ -50,6 +53,8 @@ class Fitted:
     method: Literal["calib", "cross-fit"]
     logits: Mapping[str, NDArray[np.float32]] = field(repr=False)
     details: dict[str, Any]
+    familiarity: Familiarity | None = None
+    familiar_scores: NDArray[np.float64] | None = field(default=None, repr=False)
     log: tuple[EpochLog, ...] = ()
     interrupted: bool = False
 
@@ -61,7 +66,11 @@ class Fitted:
     def to_onnx(self, calibration: Calibration, task: Task) -> onnx.ModelProto:
         """The graph of the model file."""
         return compose(
-            self.trunk, self.head, temperature=calibration.temperature, activation=RULES[task].activation
+            self.trunk,
+            self.head,
+            temperature=calibration.temperature,
+            activation=RULES[task].activation,
+            familiarity=self.familiarity,
         )
 
 

@@ -1,0 +1,184 @@
+"""Familiarity: how much an image is like those a model learned from."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+from scipy.sparse.linalg import eigsh
+
+from tellapart.evaluation.metrics import FloatArray, IntArray
+from tellapart.records import FamiliarityRule, HeldOut
+
+COMPONENTS = 64
+"""Directions with a variance of their own; 256 tell strange images hardly better (docs/experiments.md)."""
+
+MAX_FITTED_IMAGES = 1_000
+"""That the distribution is fitted on; more hardly move it."""
+
+_LEAST_VARIANCE = 1e-12  # of roots scaled to length 1; embeddings that never move have none, and it is divided by
+_LEAST_SPREAD = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gaussian:
+    """A normal distribution of embeddings: few directions with a variance of their own, one variance for all others.
+
+    Attributes:
+        mean: (D,) of the embeddings' directions.
+        axes: (D, r) orthogonal, of length 1.
+        variances: (r,) along the axes.
+        rest: variance along every other direction.
+
+    Source: Tipping and Bishop 1999, "Probabilistic principal component analysis", section 3.
+    """
+
+    mean: FloatArray = field(repr=False)
+    axes: FloatArray = field(repr=False)
+    variances: FloatArray = field(repr=False)
+    rest: float
+
+    def distances(self, embeddings: FloatArray) -> NDArray[np.float64]:
+        """(N,) Mahalanobis distances of (N, D) embeddings."""
+        centered = directions(embeddings) - self.mean
+        along = centered @ self.axes
+        beside = np.maximum(np.square(centered).sum(axis=1) - np.square(along).sum(axis=1), 0)
+        result: NDArray[np.float64] = np.sqrt((np.square(along) / self.variances).sum(axis=1) + beside / self.rest)
+        return result
+
+
+def directions(embeddings: FloatArray) -> NDArray[np.float64]:
+    """Signed square roots of (N, D) embeddings, scaled to length 1; zeros stay zeros.
+
+    Source: Arandjelovic and Zisserman 2012, "Three things everyone should know to improve object retrieval", section 3.
+    """
+    values = embeddings.astype(np.float64)
+    roots = np.sign(values) * np.sqrt(np.abs(values))
+    lengths = np.linalg.norm(roots, axis=1, keepdims=True)
+    result: NDArray[np.float64] = roots / np.where(lengths > 0, lengths, 1)
+    return result
+
+
+def fit_gaussian(embeddings: FloatArray) -> Gaussian:
+    """Fit the distribution of (N, D) training embeddings, N at least 2; fewer images than dimensions are enough.
+
+    The covariance is shrunk towards a multiple of the identity.
+
+    Source: Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices", section 3.3.
+    """
+    points = directions(embeddings[_evenly(len(embeddings), MAX_FITTED_IMAGES)])
+    mean = points.mean(axis=0)
+    centered = points - mean
+    n, dim = centered.shape
+    # Of the two products, the smaller has the same eigenvalues, but for zeros, and the same sum of squares.
+    product = centered.T @ centered / n if dim <= n else centered @ centered.T / n
+    average = float(np.trace(product)) / dim
+    squares = float(np.square(product).sum())
+    spread = squares - dim * average**2
+    noise = (float(np.square(np.square(centered).sum(axis=1)).sum()) / n - squares) / n
+    shrinkage = min(1.0, max(0.0, noise / spread)) if spread > 0 else 1.0
+    values, axes = _largest(product, min(COMPONENTS, dim - 1, n - 1))
+    if dim > n:
+        axes = centered.T @ axes
+        axes /= np.maximum(np.linalg.norm(axes, axis=0), _LEAST_VARIANCE)
+    variances = (1 - shrinkage) * values + shrinkage * average
+    rest = (dim * average - float(variances.sum())) / (dim - len(values))
+    return Gaussian(
+        mean=mean,
+        axes=axes,
+        variances=np.maximum(variances, _LEAST_VARIANCE),
+        rest=max(rest, _LEAST_VARIANCE),
+    )
+
+
+def _evenly(n: int, limit: int) -> NDArray[np.int64]:
+    """At most so many rows of n, evenly spaced: images lie by class, so every class keeps its share."""
+    return np.linspace(0, n - 1, min(n, limit)).round().astype(np.int64)
+
+
+def _largest(product: FloatArray, rank: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The largest eigenvalues of a symmetric matrix, ascending, and their vectors in columns."""
+    side = len(product)
+    if side <= 8 * rank:
+        values, vectors = eigh(product, subset_by_index=(side - rank, side - 1))
+    else:
+        values, vectors = eigsh(product, k=rank, v0=np.ones(side), tol=1e-6)
+    return values, vectors
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Familiarity:
+    """The score: near the training images, and with an answer to give.
+
+    Attributes:
+        gaussian: of the training embeddings.
+        distance: mean and spread of its distances, over images it was not fitted on.
+        logit: mean and spread of the largest logit, over images that did not train the model.
+    """
+
+    gaussian: Gaussian
+    distance: tuple[float, float]
+    logit: tuple[float, float]
+
+    def score(self, embeddings: FloatArray, logits: FloatArray) -> NDArray[np.float64]:
+        """(N,) scores of (N, D) embeddings and (N, K) logits; higher is more familiar, 0 about the mean of familiar images.
+
+        A sure answer counts for at most one spread: textures get sure answers, too.
+        """
+        return self.combine(self.gaussian.distances(embeddings), logits)
+
+    def combine(self, distances: FloatArray, logits: FloatArray) -> NDArray[np.float64]:
+        """(N,) scores of (N,) distances and (N, K) logits that are known already."""
+        nearness = (self.distance[0] - distances) / self.distance[1]
+        sureness = (logits.max(axis=1).astype(np.float64) - self.logit[0]) / self.logit[1]
+        result: NDArray[np.float64] = nearness + np.minimum(sureness, 1)
+        return result
+
+
+def fit_familiarity(
+    embeddings: FloatArray, held_out_logits: FloatArray, fold: IntArray
+) -> tuple[Familiarity, NDArray[np.float64]]:
+    """Fit the score on training images, none of which vouches for itself.
+
+    Args:
+        embeddings: (N, D) of the training images.
+        held_out_logits: (M, K) of images that did not train the model, from train or val; not those of calib.
+        fold: (N,) part of each training image, two or more; its distance is that from the images of the other parts.
+
+    Returns:
+        The score, and the (N,) distances of the training images.
+    """
+    distances = np.empty(len(embeddings))
+    for part in np.unique(fold):
+        distances[fold == part] = fit_gaussian(embeddings[fold != part]).distances(embeddings[fold == part])
+    top = held_out_logits.max(axis=1).astype(np.float64)
+    score = Familiarity(
+        gaussian=fit_gaussian(embeddings),
+        distance=(float(distances.mean()), max(float(distances.std()), _LEAST_SPREAD)),
+        logit=(float(top.mean()), max(float(top.std()), _LEAST_SPREAD)),
+    )
+    return score, distances
+
+
+def fit_familiarity_rule(scores: FloatArray, *, rate: float, method: HeldOut) -> FamiliarityRule:
+    """Find the threshold that at most a share ``rate`` of new familiar images falls below.
+
+    Args:
+        scores: (N,) of familiar images that neither the model nor the score was fitted on.
+        rate: wanted share, 0-1. With fewer than ``1 / rate - 1`` images, one in N + 1 is what can be promised.
+        method: where those images came from.
+
+    Source: Bates et al. 2023, "Testing for outliers with conformal p-values", section 2.
+    """
+    n = len(scores)
+    allowed = max(0, math.floor(round((n + 1) * rate, 9)) - 1)
+    threshold = float(np.partition(scores.astype(np.float64), allowed)[allowed])
+    return FamiliarityRule(
+        threshold=threshold,
+        rate=rate,
+        promised=max(rate, 1 / (n + 1)),
+        achieved=float((scores < threshold).mean()),
+        method=method,
+        n=n,
+    )
