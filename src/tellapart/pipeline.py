@@ -31,6 +31,7 @@ from tellapart.data.sources import (
 from tellapart.data.split import split
 from tellapart.errors import DataError, TrainingError
 from tellapart.evaluation.decide import decide
+from tellapart.evaluation.selective import measure_verdicts
 from tellapart.evaluation.task import RULES
 from tellapart.inference.bundled import open_backbone
 from tellapart.inference.model import ModelFile, pack
@@ -364,7 +365,9 @@ def measure_answers(part: Dataset, answers: Answers, card: ModelCard) -> dict[st
     """Measure a model file's answers about the images in use of one part."""
     rows = [answers[path] for path in part.paths]
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return RULES[card.task].measure(part.labels, stacked, card)
+    rules, verdicts = RULES[card.task], [decide(path, answers[path], card).verdict for path in part.paths]
+    measured = rules.measure(part.labels, stacked, card)
+    return {**measured, "verdicts": measure_verdicts(verdicts, rules.right(part.labels, stacked, card))}
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
