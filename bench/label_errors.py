@@ -20,7 +20,7 @@ import polars as pl
 from scipy.special import softmax
 
 from tellapart.evaluation.label_errors import find_label_errors
-from tellapart.evaluation.metrics import average_precision
+from tellapart.evaluation.ranking import areas_under_curves
 from tellapart.inference.bundled import open_backbone
 from tellapart.inference.embed import embed_files
 from tellapart.records import Preprocess
@@ -115,9 +115,7 @@ def rank(
 def measure(wrong: np.ndarray, score: np.ndarray, called: np.ndarray | None) -> dict[str, float]:
     first = np.argsort(-score, kind="stable")[: wrong.sum()]
     figures = {
-        "average_precision": float(
-            average_precision(wrong[:, None], score[:, None], np.ones((1, len(wrong))))[0, 0]
-        ),
+        "average_precision": float(areas_under_curves(wrong, score, np.ones((len(wrong), 1)))[1][0]),
         "precision_at_errors": float(wrong[first].mean()),
     }
     if called is not None:
@@ -134,12 +132,10 @@ def gain(wrong: np.ndarray, score: np.ndarray, other: np.ndarray) -> tuple[float
     """95 % interval of the average precision of one ranking less another's, over resamples of the images."""
     rng = np.random.default_rng(0)
     n = len(wrong)
-    both = np.stack([score, other], axis=1)
-    truth = np.stack([wrong, wrong], axis=1).astype(int)
     drawn = []
     for _ in range(RESAMPLES // 50):
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=50).astype(np.float64)
-        mine, theirs = average_precision(truth, both, weights).T
+        weights = rng.multinomial(n, np.full(n, 1 / n), size=50).T.astype(np.float64)
+        mine, theirs = (areas_under_curves(wrong, ranking, weights)[1] for ranking in (score, other))
         drawn.append(mine - theirs)
     low, high = np.quantile(np.concatenate(drawn), (0.025, 0.975))
     return round(float(low), 4), round(float(high), 4)

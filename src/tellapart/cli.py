@@ -579,7 +579,8 @@ def _print_issues(counts: Mapping[str, int], worst: Mapping[str, Issue], notes: 
 
 def _print_metrics(test: Mapping[str, Any]) -> None:
     table = Table(title=f"\n{test['n']:,} test images", title_justify="left", title_style="")
-    metrics = [name for name in next(iter(test["per_class"].values())) if name != "n"]
+    of_any_class = next(iter(test["per_class"].values()))
+    metrics = [name for name in ("average_precision", "precision", "recall") if name in of_any_class]
     for column in ("class", "images", *metrics):
         table.add_column(column.replace("_", " "), justify="left" if column == "class" else "right")
     for name, of_class in test["per_class"].items():
@@ -589,6 +590,8 @@ def _print_metrics(test: Mapping[str, Any]) -> None:
         out_console.print(f"{name.replace('_', ' ')} [bold]{_interval(test[name])}[/]", highlight=False)
     if "confusion_matrix" in test:
         _print_confusions(test["class_names"], test["confusion_matrix"])
+    for warning in test.get("warnings", ()):
+        out_console.print(f"note: {warning}", markup=False, highlight=False)
 
 
 def _print_confusions(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> None:

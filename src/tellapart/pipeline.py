@@ -33,6 +33,7 @@ from tellapart.data.split import split
 from tellapart.errors import DataError, TrainingError
 from tellapart.evaluation.decide import decide
 from tellapart.evaluation.familiarity import fit_familiarity_rule
+from tellapart.evaluation.measure import measure
 from tellapart.evaluation.task import RULES
 from tellapart.inference.bundled import open_backbone
 from tellapart.inference.model import ModelFile, pack
@@ -54,7 +55,7 @@ from tellapart.training.resume import UnfinishedRun, begin_run, finish_run, read
 from tellapart.training.train import Fitted, Way, learning_part, open_way
 from tellapart.training.verify import Answered, Answers, answer, verify
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 FALSE_ALARMS = 0.02
 """Share of familiar images that may be called unfamiliar; 49 images are enough to promise it."""
@@ -378,7 +379,7 @@ def measure_answers(part: Dataset, answers: Answers, card: ModelCard) -> dict[st
     """Measure a model file's answers about the images in use of one part."""
     rows = [answers[path] for path in part.paths]
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return RULES[card.task].measure(part.labels, stacked, card)
+    return measure(part.labels, stacked, card)
 
 
 def measure_leaks(dataset: Dataset, way: Way, tested: Answered, card: ModelCard) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def test_the_numbers_are_those_of_the_predictions(run):
     assert reported["accuracy"]["value"] == pytest.approx(sk.accuracy_score(labels, predicted))
     assert reported["accuracy"]["low"] == pytest.approx(interval.low, abs=1e-9)
     assert reported["accuracy"]["high"] == pytest.approx(interval.high, abs=1e-9)
-    assert reported["log_loss"] == pytest.approx(sk.log_loss(labels, probs, labels=CLASS_NAMES), abs=1e-5)
+    assert reported["log_loss"]["value"] == pytest.approx(sk.log_loss(labels, probs, labels=CLASS_NAMES), abs=1e-5)
     confusion = sk.confusion_matrix(labels, predicted, labels=CLASS_NAMES)
     assert reported["confusion_matrix"] == confusion.tolist()
     precision, recall, _, n = sk.precision_recall_fscore_support(
@@ -246,6 +246,8 @@ def test_evaluate_on_the_test_images_gives_the_reports_numbers(run, tmp_path):
     assert found["test"]["confusion_matrix"] == run.report["test"]["confusion_matrix"]
     assert found["test"]["accuracy"] == run.report["test"]["accuracy"]
     assert found["test"]["log_loss"] == pytest.approx(run.report["test"]["log_loss"], abs=1e-5)
+    assert found["test"]["verdicts"] == run.report["test"]["verdicts"]
+    assert sum(verdict["n"] for verdict in found["test"]["verdicts"].values()) == 12
     assert (found["dataset"]["seen"], found["dataset"]["used"]) == (12, 12)
 
 

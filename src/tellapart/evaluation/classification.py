@@ -8,20 +8,35 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
+from tellapart.evaluation.bootstrap import Resamples, fixed_order
 from tellapart.evaluation.calibration import minimize_log_loss
+from tellapart.evaluation.caveats import caveats
 from tellapart.evaluation.conformal import fit_rule, fit_rule_per_class
 from tellapart.evaluation.metrics import (
     Answer,
     FloatArray,
     IntArray,
     accuracy,
+    balanced_accuracy,
+    brier_scores,
+    class_weights,
     confusion_matrix,
-    log_loss,
+    f1,
+    kappa,
+    log_losses,
+    macro_f1,
     precision,
     recall,
     require_two_classes,
+    top_k,
 )
+from tellapart.evaluation.ranking import Ranking, rank_classes
+from tellapart.evaluation.reliability import calibration_error, reliability
+from tellapart.evaluation.selective import risk_coverage_area, selective_accuracy
 from tellapart.records import ConformalRule, HeldOut, ModelCard, Prediction
+
+_IMBALANCE = 2
+"""A largest class above this many times the smallest one makes balanced accuracy worth a line of its own."""
 
 
 class ClassificationRules:
@@ -72,24 +87,47 @@ class ClassificationRules:
         ordered = np.sort(expected, axis=1)
         return expected.argmax(axis=1) != found.argmax(axis=1), ordered[:, -1] - ordered[:, -2]
 
+    def right(self, labels: IntArray, answers: Answer, card: ModelCard) -> NDArray[np.bool_]:  # noqa: ARG002
+        """(N,) whether the most probable class is the true one."""
+        result: NDArray[np.bool_] = np.argmax(answers["probs"], axis=1) == labels
+        return result
+
     def measure(self, labels: IntArray, answers: Answer, card: ModelCard) -> dict[str, Any]:
-        """``accuracy`` with its 95 % interval, ``log_loss`` in nats, ``confusion_matrix`` (row: true class), ``per_class``."""
-        probs, class_names = answers["probs"], card.class_names
-        confusion = confusion_matrix(labels, np.argmax(probs, axis=1), len(class_names))
-        per_class = {
-            name: {"n": int(n), "precision": asdict(class_precision), "recall": asdict(class_recall)}
-            for name, n, class_precision, class_recall in zip(
-                class_names, confusion.sum(axis=1), precision(confusion), recall(confusion), strict=True
-            )
+        """Metrics of docs/metrics.md with their 95 % intervals, ``confusion_matrix`` (row: true class), curves, ``warnings``."""
+        order = fixed_order(labels, answers["probs"])
+        labels, probs, names = labels[order], answers["probs"][order], card.class_names
+        predicted, top_probs = np.argmax(probs, axis=1), np.max(probs, axis=1)
+        confusion, right = confusion_matrix(labels, predicted, len(names)), predicted == labels
+        resamples = Resamples.draw(len(labels), len(names))
+        there, said = (indices[:, None] == np.arange(len(names)) for indices in (labels, predicted))
+        weights, ranking = class_weights(there, said, resamples), rank_classes(there, probs, resamples)
+        counts = confusion.sum(axis=1)
+        intervals = {
+            "accuracy": accuracy(confusion),
+            "balanced_accuracy": balanced_accuracy(recall(confusion)),
+            "macro_f1": macro_f1(*weights),
+            "kappa": kappa(*weights),
+            "auroc": ranking.macro_auroc,
+            "auprc": ranking.macro_auprc,
+            "log_loss": resamples.mean(log_losses(probs[np.arange(len(labels)), labels])),
+            "brier": resamples.mean(brier_scores(labels, probs)),
+            "ece": calibration_error(top_probs, right, resamples),
+            "aurc": risk_coverage_area(top_probs, right, resamples),
         }
+        imbalanced = counts.max() > _IMBALANCE * counts.min()
         return {
             "n": len(labels),
-            "headline": ["accuracy"],
-            "accuracy": asdict(accuracy(confusion)),
-            "log_loss": log_loss(labels, probs) if len(labels) else None,
-            "class_names": list(class_names),
+            "headline": ["accuracy", "balanced_accuracy"] if imbalanced else ["accuracy"],
+            **{name: asdict(interval) for name, interval in intervals.items()},
+            "top_k": {k: asdict(share) for k, share in top_k(labels, probs).items()},
+            "class_names": list(names),
             "confusion_matrix": confusion.tolist(),
-            "per_class": per_class,
+            "per_class": _per_class(confusion, ranking, names),
+            "reliability": reliability(top_probs, right),
+            "selective": selective_accuracy(top_probs, right),
+            "warnings": caveats(
+                "an accuracy", intervals["accuracy"], len(labels), dict(zip(names, counts.tolist(), strict=True))
+            ),
         }
 
     def decide(self, path: str, answer: Answer, card: ModelCard, coverage: float | None = None) -> Prediction:
@@ -117,3 +155,18 @@ class ClassificationRules:
             probs=tuple(float(prob) for prob in probs),
             prediction_set=tuple(card.class_names[k] for k in chosen),
         )
+
+
+def _per_class(confusion: NDArray[np.int64], ranking: Ranking, class_names: Sequence[str]) -> dict[str, Any]:
+    there, said = confusion.sum(axis=1), confusion.sum(axis=0)
+    columns = {
+        "precision": precision(confusion),
+        "recall": recall(confusion),
+        "f1": f1(np.diag(confusion), there, said),
+        "auroc": ranking.auroc,
+        "auprc": ranking.auprc,
+    }
+    return {
+        name: {"n": int(there[k])} | {metric: asdict(column[k]) for metric, column in columns.items()}
+        for k, name in enumerate(class_names)
+    }

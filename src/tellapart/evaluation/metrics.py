@@ -1,13 +1,15 @@
-"""How good predictions are: functions of labels and probabilities, each with its uncertainty."""
+"""How good predictions are: counts, shares and losses, each with its uncertainty."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from tellapart.errors import RecipeError
+from tellapart.evaluation.bootstrap import Resamples, Weighted, bootstrap_interval
 from tellapart.records import Interval
 
 FloatArray = NDArray[np.floating[Any]]
@@ -16,10 +18,10 @@ Answer = Mapping[str, FloatArray]
 """What a model file says of one image, by the names of its outputs: ``probs`` (K,), and ``familiarity`` () where it has that
 output. Of N images, stacked: (N, K) and (N,)."""
 
-_Z95 = 1.959963984540054
+Z95 = 1.959963984540054
 
 
-def wilson_interval(successes: int, n: int) -> Interval:
+def wilson_interval(successes: float, n: int) -> Interval:
     """A share of n with its 95 % confidence interval; empty when n is 0.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
@@ -27,9 +29,9 @@ def wilson_interval(successes: int, n: int) -> Interval:
     if n == 0:
         return Interval(value=None, low=None, high=None)
     share = successes / n
-    center = share + _Z95**2 / (2 * n)
-    margin = _Z95 * math.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n**2))
-    scale = 1 + _Z95**2 / n
+    center = share + Z95**2 / (2 * n)
+    margin = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
+    scale = 1 + Z95**2 / n
     # Rounding may leave 1.0 a hair outside an interval that ends at it.
     low = min(max(0.0, (center - margin) / scale), share)
     return Interval(value=share, low=low, high=max(min(1.0, (center + margin) / scale), share))
@@ -77,6 +79,103 @@ def recall(confusion: NDArray[np.int64]) -> list[Interval]:
     return [wilson_interval(int(confusion[k, k]), int(confusion[k].sum())) for k in range(len(confusion))]
 
 
+def f1(hits: IntArray, there: IntArray, said: IntArray) -> list[Interval]:
+    """For each class: the harmonic mean of precision and recall; empty for a class neither there nor answered.
+
+    F1 is 2 J / (1 + J), where J is the share of hits among the images that are of the class or called so: a share of n, with
+    Wilson's interval.
+
+    Args:
+        hits: (K,) images that are of the class and called so.
+        there: (K,) images that are of the class.
+        said: (K,) images that are called so.
+
+    Source: Hand, Christen and Kirielle 2021, "F*: an interpretable transformation of the F-measure".
+    """
+    shares = [wilson_interval(int(h), int(t + s - h)) for h, t, s in zip(hits, there, said, strict=True)]
+    return [_map_interval(lambda share: 2 * share / (1 + share), share) for share in shares]
+
+
+def balanced_accuracy(recalls: Sequence[Interval]) -> Interval:
+    """Mean recall of the classes that have test images; empty without any.
+
+    Args:
+        recalls: of each class, with Wilson intervals; classes are independent, for each image is of one class.
+
+    Source: the interval of a mean from those of its parts: Zou and Donner 2008, "Construction of confidence limits about
+    effect measures: a general approach".
+    """
+    ends = np.array([(r.value, r.low, r.high) for r in recalls if r.value is not None], dtype=np.float64)
+    if not len(ends):
+        return Interval(value=None, low=None, high=None)
+    value = float(ends[:, 0].mean())
+    below, above = (float(np.linalg.norm(ends[:, 0] - ends[:, end])) / len(ends) for end in (1, 2))
+    return Interval(value=value, low=max(0.0, value - below), high=max(value, min(1.0, value + above)))
+
+
+def macro_f1(hits: Weighted, there: Weighted, said: Weighted) -> Interval:
+    """Mean F1 of the classes that are there or answered; empty without any.
+
+    Args:
+        hits: (K, 1 + B) weight of the images that are of the class and called so.
+        there: (K, 1 + B) of those that are.
+        said: (K, 1 + B) of those called so.
+    """
+    measured = (there + said)[:, 0] > 0
+    if not measured.any():
+        return Interval(value=None, low=None, high=None)
+    return bootstrap_interval((2 * hits[measured] / (there + said)[measured]).mean(axis=0))
+
+
+def kappa(hits: Weighted, there: Weighted, said: Weighted) -> Interval:
+    """Cohen's kappa: how far accuracy is above what answers drawn blindly would reach, 1 at best; empty where that is 1, too.
+
+    Args:
+        hits: as for ``macro_f1``, of images with one class each.
+        there: as for ``macro_f1``.
+        said: as for ``macro_f1``.
+
+    Source: Cohen 1960, "A coefficient of agreement for nominal scales".
+    """
+    n = there.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        blind = (there * said).sum(axis=0) / n**2
+        return bootstrap_interval((hits.sum(axis=0) / n - blind) / (1 - blind))
+
+
+def class_weights(
+    there: NDArray[np.bool_], said: NDArray[np.bool_], resamples: Resamples
+) -> tuple[Weighted, Weighted, Weighted]:
+    """(K, 1 + B) weights of the hits, of the images that are there, and of the answers, in each resample.
+
+    Args:
+        there: (N, K) whether the image is of the class.
+        said: (N, K) whether it is called so.
+        resamples: of the N images.
+    """
+    hits, all_there, all_said = (csr_array(part.T) @ resamples.weights for part in (there & said, there, said))
+    return hits, all_there + resamples.missed, all_said + resamples.claimed
+
+
+def top_k(labels: IntArray, probs: FloatArray) -> dict[str, Interval]:
+    """For k = 2, 3 and 5, where there are more than k classes: share of images whose true class is among the k most probable.
+
+    Args:
+        labels: (N,) class indices.
+        probs: (N, K); of equal probabilities the first class counts as the more probable, as in ``argmax``.
+    """
+    of_truth = probs[np.arange(len(labels)), labels][:, None]
+    before = np.arange(probs.shape[1]) < labels[:, None]
+    places = ((probs > of_truth) | ((probs == of_truth) & before)).sum(axis=1)
+    return {str(k): wilson_interval(int((places < k).sum()), len(labels)) for k in (2, 3, 5) if k < probs.shape[1]}
+
+
+def log_losses(of_truth: FloatArray) -> NDArray[np.float64]:
+    """-log(p) of what proved true, in nats, of any shape; a probability of 0 counts as the smallest float32."""
+    losses: NDArray[np.float64] = -np.log(np.maximum(of_truth.astype(np.float64), np.finfo(np.float32).tiny))
+    return losses
+
+
 def log_loss(labels: IntArray, probs: FloatArray) -> float:
     """Mean of -log(probability of the true class), in nats.
 
@@ -84,8 +183,24 @@ def log_loss(labels: IntArray, probs: FloatArray) -> float:
         labels: (N,) class indices.
         probs: (N, K).
     """
-    chosen = probs[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean())
+    return float(log_losses(probs[np.arange(len(labels)), labels]).mean())
+
+
+def brier_scores(labels: IntArray, probs: FloatArray) -> NDArray[np.float64]:
+    """(N,) squared distance of the probabilities from the truth, summed over classes: 0 at best, 2 at worst.
+
+    With two classes that is twice the score some libraries give.
+
+    Args:
+        labels: (N,) class indices.
+        probs: (N, K).
+
+    Source: Brier 1950, "Verification of forecasts expressed in terms of probability".
+    """
+    squared: NDArray[np.float64] = np.square(
+        probs.astype(np.float64) - (labels[:, None] == np.arange(probs.shape[1]))
+    ).sum(axis=1)
+    return squared
 
 
 def require_two_classes(labels: IntArray, n: int) -> None:
@@ -103,83 +218,7 @@ def binary_log_loss(labels: IntArray, logits: FloatArray) -> float:
     return float(np.logaddexp(0.0, np.where(labels, -logits, logits)).mean())
 
 
-def average_precision(labels: IntArray, scores: FloatArray, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean precision over the images that have a label, each at its place in the ranking.
-
-    Args:
-        labels: (N, K) of 0 and 1.
-        scores: (N, K), higher for more probable; equal scores share one place.
-        weights: (B, N) how often each image counts, one row for each resample.
-
-    Returns:
-        (B, K); NaN where no image that counts has the label.
-
-    Source: Zhu 2004, "Recall, precision and average precision"; ties as in scikit-learn.
-    """
-    result = np.empty((len(weights), labels.shape[1]))
-    for k in range(labels.shape[1]):
-        order = np.argsort(-scores[:, k], kind="stable")
-        ranked = scores[order, k]
-        ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
-        ordered = weights[:, order]
-        given = np.cumsum(ordered, axis=1)[:, ends]
-        hits = np.cumsum(ordered * labels[order, k], axis=1)[:, ends]
-        new_hits = np.diff(hits, axis=1, prepend=0.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where(given > 0, hits / given, 0.0)
-            result[:, k] = (new_hits * share).sum(axis=1) / hits[:, -1]
-    return result
-
-
-def f1_scores(
-    labels: IntArray, given: IntArray, weights: NDArray[np.float64], *, pooled: bool = False
-) -> NDArray[np.float64]:
-    """F1 of each label, or of all pooled.
-
-    Args:
-        labels: (N, K) of 0 and 1.
-        given: (N, K) the answers.
-        weights: (B, N) how often each image counts.
-        pooled: count all labels together (micro); the result then has one column.
-
-    Returns:
-        (B, K) or (B, 1); NaN for a label that is neither there nor given.
-    """
-    counts = [weights @ part for part in (labels & given, labels, given)]
-    hits, there, said = [count.sum(axis=1, keepdims=True) for count in counts] if pooled else counts
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scores: NDArray[np.float64] = 2 * hits / (there + said)
-    return scores
-
-
-def bootstrap_interval(
-    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], n: int, *, seed: int = 0
-) -> Interval:
-    """A statistic of n images with its 95 % percentile interval over resamples of the images; empty when n is 0.
-
-    Args:
-        statistic: from (B, n) weights, how often each image counts, to (B,) values.
-        n: number of images.
-        seed: draws the resamples: 1,000, fewer for very many images.
-
-    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
-    """
-    if n == 0:
-        return Interval(value=None, low=None, high=None)
-    value = float(statistic(np.ones((1, n)))[0])
-    if not math.isfinite(value):
-        return Interval(value=None, low=None, high=None)
-    rng = np.random.default_rng(seed)
-    resamples = int(np.clip(_MAX_BOOTSTRAP_WEIGHTS // n, 50, 1_000))
-    block = max(1, _BOOTSTRAP_BLOCK // n)
-    values = [
-        statistic(rng.multinomial(n, np.full(n, 1 / n), size=min(block, resamples - start)).astype(np.float64))
-        for start in range(0, resamples, block)
-    ]
-    drawn = np.concatenate(values)
-    low, high = np.quantile(drawn[np.isfinite(drawn)], (0.025, 0.975))
-    return Interval(value=value, low=min(float(low), value), high=max(float(high), value))
-
-
-_MAX_BOOTSTRAP_WEIGHTS = 20_000_000
-_BOOTSTRAP_BLOCK = 500_000
+def _map_interval(rising: Callable[[float], float], of: Interval) -> Interval:
+    if of.value is None or of.low is None or of.high is None:
+        return of
+    return Interval(value=rising(of.value), low=rising(of.low), high=rising(of.high))

@@ -9,18 +9,24 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from tellapart.errors import RecipeError
+from tellapart.evaluation.bootstrap import Resamples, bootstrap_interval, fixed_order
 from tellapart.evaluation.calibration import minimize_log_loss
+from tellapart.evaluation.caveats import caveats
 from tellapart.evaluation.conformal import fit_rule, fit_rule_per_label
 from tellapart.evaluation.metrics import (
     Answer,
     FloatArray,
     IntArray,
-    average_precision,
     binary_log_loss,
-    bootstrap_interval,
-    f1_scores,
+    class_weights,
+    f1,
+    log_losses,
+    macro_f1,
     wilson_interval,
 )
+from tellapart.evaluation.ranking import Ranking, rank_classes
+from tellapart.evaluation.reliability import calibration_error, reliability
+from tellapart.evaluation.selective import risk_coverage_area, selective_accuracy
 from tellapart.records import ConformalRule, HeldOut, Interval, ModelCard, Prediction
 
 LABEL_SEPARATOR = ";"
@@ -89,45 +95,50 @@ class MultiLabelRules:
         distance = np.where(differs, np.abs(expected - limits), -np.inf)
         return differs.any(axis=1), np.where(differs.any(axis=1), distance.max(axis=1), np.inf)
 
+    def right(self, labels: IntArray, answers: Answer, card: ModelCard) -> NDArray[np.bool_]:
+        """(N,) whether the labels given are exactly those that are there."""
+        given = answers["probs"] >= np.asarray(card.label_thresholds)
+        result: NDArray[np.bool_] = (given == labels.astype(bool)).all(axis=1)
+        return result
+
     def measure(self, labels: IntArray, answers: Answer, card: ModelCard) -> dict[str, Any]:
-        """``map``, ``macro_f1``, ``micro_f1``, ``hamming_loss``, ``exact_match``, each with its 95 % interval; ``per_class``."""
-        probs, class_names, thresholds = answers["probs"], card.class_names, card.label_thresholds
-        given = (probs >= np.asarray(thresholds)).astype(np.int64)
-        n = len(labels)
-        exact = int((given == labels).all(axis=1).sum()) if n else 0
-        found: dict[str, Any] = {
+        """Metrics of docs/metrics.md with their 95 % intervals, ``per_class``, curves, ``warnings``.
+
+        ``log_loss``, ``brier``, ``ece`` and ``reliability`` are about pairs of an image and a label. For
+        ``selective`` and ``aurc`` an answer is right when all labels are, and as sure as its least sure label.
+        """
+        order = fixed_order(labels, answers["probs"])
+        there, probs, names = labels[order].astype(bool), answers["probs"][order], card.class_names
+        given = probs >= np.asarray(card.label_thresholds)
+        n, right = len(there), (given == there).all(axis=1)
+        confidence = np.where(given, probs, 1 - probs).min(axis=1)
+        resamples = Resamples.draw(n, len(names))
+        weights = class_weights(there, given, resamples)
+        ranking = rank_classes(there, probs, resamples)
+        intervals = {
+            "map": ranking.macro_auprc,
+            "macro_f1": macro_f1(*weights),
+            "micro_f1": macro_f1(*(part.sum(axis=0, keepdims=True) for part in weights)),
+            "exact_match": wilson_interval(int(right.sum()), n),
+            "hamming_loss": _hamming_loss(there != given, resamples),
+            "auroc": ranking.macro_auroc,
+            "log_loss": resamples.mean(log_losses(np.where(there, probs, 1 - probs)).mean(axis=1)),
+            "brier": resamples.mean(np.square(probs.astype(np.float64) - there).mean(axis=1)),
+            "ece": calibration_error(probs, there, resamples),
+            "aurc": risk_coverage_area(confidence, right, resamples),
+        }
+        counts = dict(zip(names, there.sum(axis=0).tolist(), strict=True))
+        return {
             "n": n,
             "headline": ["map", "macro_f1", "micro_f1", "exact_match", "hamming_loss"],
-            "map": asdict(
-                bootstrap_interval(lambda w: np.nanmean(average_precision(labels, probs, w), axis=1), n)
-            ),
-            "macro_f1": asdict(bootstrap_interval(lambda w: np.nanmean(f1_scores(labels, given, w), axis=1), n)),
-            "micro_f1": asdict(bootstrap_interval(lambda w: f1_scores(labels, given, w, pooled=True)[:, 0], n)),
-            "exact_match": asdict(wilson_interval(exact, n)),
-            "hamming_loss": asdict(
-                bootstrap_interval(lambda w: w @ (given != labels).mean(axis=1) / w.sum(axis=1), n)
-            ),
-            "log_loss": _mean_log_loss(labels, probs) if n else None,
-            "class_names": list(class_names),
-            "thresholds": list(thresholds),
+            **{name: asdict(interval) for name, interval in intervals.items()},
+            "class_names": list(names),
+            "thresholds": list(card.label_thresholds),
+            "per_class": _per_class(there, given, ranking, names),
+            "reliability": reliability(probs.ravel(), there.ravel()),
+            "selective": selective_accuracy(confidence, right),
+            "warnings": caveats("a mean average precision", intervals["map"], n, counts),
         }
-        return {**found, "per_class": self._per_class(labels, given, probs, class_names)}
-
-    def _per_class(
-        self, labels: IntArray, given: IntArray, probs: FloatArray, class_names: Sequence[str]
-    ) -> dict[str, Any]:
-        hits = (labels & given).sum(axis=0)
-        per_class: dict[str, Any] = {}
-        for k, name in enumerate(class_names):
-            n = int(labels[:, k].sum())
-            interval = _average_precision_interval(labels[:, [k]], probs[:, [k]])
-            per_class[name] = {
-                "n": n,
-                "precision": asdict(wilson_interval(int(hits[k]), int(given[:, k].sum()))),
-                "recall": asdict(wilson_interval(int(hits[k]), n)),
-                "average_precision": asdict(interval),
-            }
-        return per_class
 
     def decide(self, path: str, answer: Answer, card: ModelCard, coverage: float | None = None) -> Prediction:
         """Give every label that reaches its threshold.
@@ -194,13 +205,27 @@ def _threshold(probs: FloatArray, labels: IntArray, wanted_precision: float | No
     return float((ranked[best] + below) / 2)  # halfway to the next image
 
 
-def _mean_log_loss(labels: IntArray, probs: FloatArray) -> float:
-    chosen = np.where(labels, probs, 1 - probs).astype(np.float64)
-    return float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean())
+def _hamming_loss(wrong: NDArray[np.bool_], resamples: Resamples) -> Interval:
+    """Share of wrong pairs of an image and a label; the made-up image has two, one label missing and one too many."""
+    made_up = resamples.made_up
+    errors = wrong.mean(axis=1) @ resamples.weights + made_up * 2 / wrong.shape[1]
+    with np.errstate(invalid="ignore"):
+        return bootstrap_interval(errors / (resamples.weights.sum(axis=0) + made_up))
 
 
-def _average_precision_interval(labels: IntArray, probs: FloatArray) -> Interval:
-    """Empty for a label that no image has."""
-    if not labels.any():
-        return Interval(value=None, low=None, high=None)
-    return bootstrap_interval(lambda w: average_precision(labels, probs, w)[:, 0], len(labels))
+def _per_class(
+    labels: NDArray[np.bool_], given: NDArray[np.bool_], ranking: Ranking, class_names: Sequence[str]
+) -> dict[str, Any]:
+    hits, there, said = (part.sum(axis=0) for part in (labels & given, labels, given))
+    scores = f1(hits, there, said)
+    return {
+        name: {
+            "n": int(there[k]),
+            "precision": asdict(wilson_interval(int(hits[k]), int(said[k]))),
+            "recall": asdict(wilson_interval(int(hits[k]), int(there[k]))),
+            "f1": asdict(scores[k]),
+            "average_precision": asdict(ranking.auprc[k]),
+            "auroc": asdict(ranking.auroc[k]),
+        }
+        for k, name in enumerate(class_names)
+    }

@@ -51,6 +51,10 @@ class TaskRules(Protocol):
         """(N,) whether two sets of probabilities give different answers, and how near the expected answer was to another."""
         ...
 
+    def right(self, labels: IntArray, answers: Answer, card: ModelCard) -> NDArray[np.bool_]:
+        """(N,) whether each answer is wholly right."""
+        ...
+
     def measure(self, labels: IntArray, answers: Answer, card: ModelCard) -> dict[str, Any]:
         """Metrics with intervals, as in ``report.json``; ``headline`` names those to print first."""
         ...
