@@ -1,0 +1,323 @@
+"""From numbers to sentences that somebody understands who knows the images, not the statistics. No HTML here."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Numbers = Mapping[str, Any]
+"""A part of ``report.json``."""
+
+_WIDE = 0.1  # an interval wider than this says little
+_FEW = 10  # test images of a class below which what is said of it may be chance
+_CERTAIN = 0.9  # a wrong answer with more than this is worth a look at the label
+_BEHIND = 0.05  # a class this far below all is worth more images
+_MANY_UNFAMILIAR = 0.15
+_UNEVEN = 5  # largest class against the smallest
+_OFF = 0.05  # expected calibration error
+_NAMED = 3
+_LONG = 60
+_NOTHING = "–"  # noqa: RUF001  a dash for what was not measured
+
+
+def answer(test: Numbers) -> str:
+    """How good, on what and how sure: the first sentence of the report."""
+    if not test["n"]:
+        return "Nothing was measured: there are no test images."
+    if "accuracy" in test:
+        return f"Of {_of(test['accuracy'], test['n'], 'to be right')}"
+    if "map" in test and _known(test["map"]):
+        said = (
+            "For each label, the images that have it are ranked before the others with a mean"
+            f" average precision of {percent(test['map'])}."
+        )
+        if _known(test.get("exact_match", {})):
+            said += f" Of {_of(test['exact_match'], test['n'], 'to get exactly the right labels')}"
+        return said
+    name = next((name for name in test["headline"] if _known(test.get(name, {}))), None)
+    return f"{words(name).capitalize()}: {percent(test[name])}." if name else "Nothing could be measured."
+
+
+def grade(test: Numbers) -> str:
+    """The same in one word, judged by the lower end of the interval, or why there is none."""
+    interval = test.get("accuracy") or test.get("map") or {}
+    if not _known(interval):
+        return "not measured"
+    low, high = interval["low"], interval["high"]
+    if high - low > 2 * _WIDE:
+        return "too few test images to say"
+    guess = _most_frequent(test)
+    if guess and low <= guess[1]:
+        return "no better than a guess"
+    steps = ((0.98, "excellent"), (0.95, "very good"), (0.9, "good"), (0.75, "usable with care"))
+    return next((word for least, word in steps if low >= least), "poor")
+
+
+def basis(test: Numbers) -> list[str]:
+    """What the answer rests on."""
+    n = test["n"]
+    if not n:
+        return []
+    said = [
+        f"Measured on {counted(n, 'test image')} that neither trained nor chose the model, with the model file itself."
+        " The numbers in brackets are 95% confidence intervals: with other test images of the same"
+        " kind, expect a value in there."
+    ]
+    guess = _most_frequent(test)
+    if guess:
+        said.append(f"Always answering {name_of(guess[0])} would be right on {guess[1]:.0%} of these images.")
+    return said
+
+
+def when_unsure(report: Numbers) -> str:
+    """What the model does when it does not know."""
+    verdicts = report["test"].get("verdicts", {})
+    sure, unfamiliar = verdicts.get("sure"), verdicts.get("unfamiliar", {})
+    if not sure or not _known(sure["share"]):
+        return (
+            "When it does not know, it says so: the verdict is unsure, and the classes that it cannot rule out are listed."
+            " Have a person look at those images."
+        )
+    said = f"It is sure of {per(sure['share'])} images"
+    if _known(sure["accuracy"]):
+        said += f", and {per(sure['accuracy'])} of those answers are right ({span(sure['accuracy'])})"
+    said += ". For the others it says unsure and lists what they may be"
+    if unfamiliar.get("n"):
+        said += ", or unfamiliar when they are unlike anything it has learned from"
+    return f"{said}: have a person look at those."
+
+
+def warnings(report: Numbers) -> list[str]:
+    """What makes the numbers less than they seem."""
+    test, found = report["test"], []
+    if report.get("fit", {}).get("interrupted"):
+        found.append("Training was stopped before its end.")
+    leaks = report.get("leaks", {})
+    if leaks.get("n"):
+        found.append(_leaks(leaks, test))
+    if "warnings" in test:
+        found += [sentence(text) for text in test["warnings"]]
+    else:
+        found += _caveats(test)
+    return found
+
+
+def advice(report: Numbers, wrong: Sequence[tuple[str, float]] = ()) -> list[str]:
+    """What would help most, from the numbers, the most useful first.
+
+    Args:
+        report: as in ``report.json``.
+        wrong: path and probability of the test images that are most confidently wrong.
+    """
+    test = report["test"]
+    found = [
+        _labels_to_check(wrong),
+        _weakest_class(report),
+        _too_few(test),
+        _unfamiliar(test),
+        _uneven(report),
+        _off(test),
+    ]
+    verdict = report.get("fit", {}).get("verdict", "")
+    if verdict.startswith(("Overfitting", "Still learning", "Learning by heart", "Underfitting")):
+        found.append(verdict)
+    return [said for said in found if said] or [
+        "Nothing stands out: no class lags behind, and there are enough test images. New photos, from the place where the"
+        " model will be used, are the best test of it."
+    ]
+
+
+def confusions(test: Numbers, limit: int = 15) -> list[tuple[str, str, int, int]]:
+    """The most frequent mistakes: true class, answer, how often, of how many."""
+    names = test["class_names"]
+    rows = test.get("confusion_matrix", ())
+    found = [
+        (names[i], names[j], count, sum(row))
+        for i, row in enumerate(rows)
+        for j, count in enumerate(row)
+        if count and i != j
+    ]
+    return sorted(found, key=lambda mistake: (-mistake[2], mistake[0], mistake[1]))[:limit]
+
+
+def percent(interval: Numbers) -> str:
+    """An interval between 0 and 1, such as ``98.9% (98.0% to 99.4%)``; a dash where nothing was measured."""
+    if not _known(interval):
+        return _NOTHING
+    return f"{interval['value']:.1%} ({span(interval)})"
+
+
+def amount(measured: Numbers | float | None) -> str:
+    """A loss or a score with its interval, if it has one."""
+    if measured is None:
+        return _NOTHING
+    if isinstance(measured, Mapping):
+        if not _known(measured):
+            return _NOTHING
+        return f"{measured['value']:.3f} ({measured['low']:.3f} to {measured['high']:.3f})"
+    return f"{measured:.3f}"
+
+
+def span(interval: Numbers) -> str:
+    """The ends of an interval."""
+    return f"{interval['low']:.1%} to {interval['high']:.1%}"
+
+
+def per(interval: Numbers) -> str:
+    """A share as a count, such as ``94 of 100``."""
+    return f"{round(100 * interval['value'])} of 100"
+
+
+def counted(n: int, noun: str) -> str:
+    """A number of things, such as ``1 test image`` or ``1,000 test images``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def name_of(name: str) -> str:
+    """A class or file name within a sentence; a long one keeps both ends."""
+    return f"“{name if len(name) <= _LONG else f'{name[: _LONG // 2]} … {name[-_LONG // 3 :]}'}”"
+
+
+def sentence(text: str) -> str:
+    """A note as a sentence of its own."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def words(key: str) -> str:
+    """The name of a metric as one reads it."""
+    known = {"map": "mean average precision", "auroc": "AUROC", "auprc": "AUPRC", "ece": "expected calibration error",
+             "brier": "Brier score", "macro_f1": "macro F1", "micro_f1": "micro F1", "f1": "F1", "aurc": "AURC"}  # fmt: skip
+    return known.get(key, key.replace("_", " "))
+
+
+def _of(interval: Numbers, n: int, what: str) -> str:
+    scale = 1000 if n >= 1000 and interval["low"] >= 0.99 else 100
+    value, low, high = (round(scale * interval[key]) for key in ("value", "low", "high"))
+    return f"{scale:,} new photos like these, expect about {value:,} {what} ({low:,} to {high:,})."
+
+
+def _known(interval: Numbers | float | None) -> bool:
+    return isinstance(interval, Mapping) and interval.get("value") is not None
+
+
+def _most_frequent(test: Numbers) -> tuple[str, float] | None:
+    """The class that most test images are of, and their share."""
+    if "accuracy" not in test or not test["n"]:
+        return None
+    name, row = max(test["per_class"].items(), key=lambda entry: entry[1]["n"])
+    return name, row["n"] / test["n"]
+
+
+def _caveats(test: Numbers) -> list[str]:
+    found = []
+    main = test.get("accuracy") or test.get("map") or {}
+    if _known(main) and main["high"] - main["low"] > _WIDE:
+        found.append(
+            f"With {counted(test['n'], 'test image')}, {main['value']:.0%} could be anything from"
+            f" {main['low']:.0%} to {main['high']:.0%}."
+        )
+    few = [f"{name_of(name)} ({row['n']})" for name, row in test["per_class"].items() if row["n"] < _FEW]
+    if few:
+        more = f" and {len(few) - _NAMED:,} more classes" if len(few) > _NAMED else ""
+        found.append(
+            f"Fewer than {_FEW} test images of {', '.join(few[:_NAMED])}{more}: what is said of them alone may be chance."
+        )
+    return found
+
+
+def _leaks(leaks: Numbers, test: Numbers) -> str:
+    said = (
+        f"{counted(leaks['n'], 'test image')} also stand{'s' if leaks['n'] == 1 else ''} among the"
+        " images it learned from, so the score is too high."
+    )
+    without = leaks.get("test_without", {})
+    for name in test["headline"][:1]:
+        if _known(without.get(name, {})) and _known(test.get(name, {})):
+            said += f" {words(name).capitalize()} with them: {percent(test[name])}; without them: {percent(without[name])}."
+    return said
+
+
+def _labels_to_check(wrong: Sequence[tuple[str, float]]) -> str:
+    certain = [path for path, prob in wrong if prob >= _CERTAIN]
+    if not certain:
+        return ""
+    one = len(certain) == 1
+    return (
+        f"Look at the labels of {counted(len(certain), 'test image')} first: the model contradicts"
+        f" {'its label' if one else 'their labels'}"
+        f" with {_CERTAIN:.0%} certainty or more. {'It is' if one else 'They are'} shown under “Most"
+        " wrong”. A wrong label there makes the"
+        " score too low, and tellapart check finds those among the training images, too."
+    )
+
+
+def _weakest_class(report: Numbers) -> str:
+    test = report["test"]
+    measured = {
+        name: row["recall"]
+        for name, row in test["per_class"].items()
+        if row["n"] >= _FEW and _known(row["recall"])
+    }
+    if len(measured) < 2:
+        return ""
+    mean = sum(row["value"] for row in measured.values()) / len(measured)
+    name, recall = min(measured.items(), key=lambda entry: entry[1]["value"])
+    if recall["value"] > mean - _BEHIND:
+        return ""
+    said = (
+        f"More images of {name_of(name)}: {per(recall)} are recognised ({span(recall)}), fewer than of the others."
+    )
+    taken = [mistake for mistake in confusions(test, 10_000) if mistake[0] == name]
+    if taken:
+        said += (
+            f" It is mostly taken for {name_of(taken[0][1])} ({taken[0][2]} of {taken[0][3]}):"
+            " add images that show the difference."
+        )
+    learned = report.get("dataset", {}).get("splits", {}).get("train", {}).get(name)
+    return said + (f" It has {counted(learned, 'training image')}." if learned is not None else "")
+
+
+def _too_few(test: Numbers) -> str:
+    main = test.get("accuracy") or test.get("map") or {}
+    if not _known(main) or main["high"] - main["low"] <= _WIDE:
+        return ""
+    return (
+        f"More test images: with {test['n']:,}, the score is known to within"
+        f" {(main['high'] - main['low']) * 100:.0f} points only."
+        " Four times as many would halve that."
+    )
+
+
+def _unfamiliar(test: Numbers) -> str:
+    found = test.get("verdicts", {}).get("unfamiliar")
+    if not found or not _known(found["share"]) or found["share"]["value"] < _MANY_UNFAMILIAR:
+        return ""
+    return (
+        f"Training images more like those it will meet: {per(found['share'])} test images were unlike any it learned from"
+        f" ({span(found['share'])})."
+    )
+
+
+def _uneven(report: Numbers) -> str:
+    counts = report.get("dataset", {}).get("splits", {}).get("train") or report.get("dataset", {}).get(
+        "classes", {}
+    )
+    counts = {name: n for name, n in counts.items() if n}
+    if len(counts) < 2:
+        return ""
+    small, large = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
+    if counts[large] < _UNEVEN * counts[small]:
+        return ""
+    return (
+        f"A better balance: {counted(counts[large], 'image')} of {name_of(large)}, {counts[small]:,} of {name_of(small)}."
+        f" What is rare is learned and measured poorly; add images of {name_of(small)}."
+    )
+
+
+def _off(test: Numbers) -> str:
+    ece = test.get("ece")
+    if not _known(ece) or ece is None or ece["low"] < _OFF:
+        return ""
+    return (
+        f"Take the probabilities with care: they are off by {ece['value']:.1%} on average ({span(ece)})."
+        " More images to calibrate on would help."
+    )
