@@ -90,7 +90,7 @@ def test_predict_writes_one_row_a_file(run, folder, tmp_path, suffix, probs):
     assert table[2]["error"] == "not-an-image"
     assert table[2]["label"] is None
     assert {row["verdict"] for row in table} <= {"sure", "unsure", "unfamiliar", "error"}
-    expected = ["path", "label", "prob", "verdict", "prediction_set", "familiarity", "error"]
+    expected = ["path", "label", "prob", "verdict", "familiarity", "prediction_set", "error"]
     classes = [f"prob_{name}" for name in sorted(run.report["dataset"]["classes"])]
     assert list(table[0]) == expected + (classes if probs else [])
     if probs:
