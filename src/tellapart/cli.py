@@ -198,11 +198,12 @@ def check(
             outside_root=outside_root,
         )
         from tellapart import pipeline
+        from tellapart.report.run_folder import describe
 
         folder = out or Path("checks") / pipeline.default_folder(source).name
         with progress_bar(quiet or as_json) as progress:
             result = pipeline.check(source, options, out=folder, fix_list=fix_list, seed=seed, progress=progress)
-        dataset = pipeline.describe(result.dataset)
+        dataset = describe(result.dataset)
         if as_json:
             _print_json(
                 {
@@ -237,6 +238,7 @@ def evaluate(
     split_column: SplitColumn = "",
     root: Root = "",
     outside_root: OutsideRoot = False,
+    report: Annotated[Path | None, typer.Option(metavar="HTML", help="Write a page to look through, too.")] = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -254,12 +256,14 @@ def evaluate(
         from tellapart.pipeline import evaluate as run_evaluate
 
         with progress_bar(quiet or as_json) as progress:
-            result = run_evaluate(model, source, options, progress=progress)
+            result = run_evaluate(model, source, options, report=report, progress=progress)
         if as_json:
             _print_json(result)
         elif not quiet:
             _print_dataset(result["dataset"])
             _print_metrics(result["test"])
+            if report is not None:
+                _say(quiet, f"{report}: look through it")
 
 
 @app.command()
@@ -537,7 +541,8 @@ def _print_run(report: Mapping[str, Any], model_path: Path) -> None:
     if "verdict" in report["fit"]:
         out_console.print(report["fit"]["verdict"], markup=False, highlight=False)
     seconds = report["seconds"]["total"]
-    out_console.print(f"\n[bold]{escape(str(model_path))}[/] and report.json written in {seconds:.1f} s")
+    out_console.print(f"\n[bold]{escape(str(model_path))}[/] written in {seconds:.1f} s")
+    _say(False, f"Look: {model_path.with_name('report.html')}")
     out_console.print("Next: ", end="")
     out_console.print(f"tellapart predict {model_path} NEW_IMAGES -o predictions.csv", style="cyan")
 
