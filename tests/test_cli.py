@@ -70,7 +70,7 @@ def test_evaluate(run, photos):
 def test_info(run):
     assert run.report["dataset"]["fingerprint"]
     card = json.loads(call("info", run.model_path, "--json").stdout)
-    assert card["schema_version"] == 2
+    assert card["schema_version"] == 3
     assert all(key in card for key in ("familiarity", "conformal", "decision_rules", "calibration", "metrics"))
     assert ", ".join(card["class_names"]) in call("info", run.model_path).stdout
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from rich.text import Text
 
 import tellapart
 from tellapart.errors import RecipeError, TellapartError
-from tellapart.records import EpochLog, Issue, SourceOptions
+from tellapart.records import DecisionRule, EpochLog, Issue, SourceOptions
 from tellapart.training.curves import sparkline
 
 app = typer.Typer(
@@ -294,11 +295,12 @@ def predict(
         found = _images(arguments, options)
         classifier = load(model)
         if out == "-":
+            rules = classifier.card.decision_rules
             rows = (
-                row(prediction, classifier.class_names, all_probs=probs)
+                row(prediction, classifier.class_names, all_probs=probs, rules=rules)
                 for prediction in classifier.iter_predictions(found)
             )
-            names = columns(classifier.class_names, all_probs=probs)
+            names = columns(classifier.class_names, all_probs=probs, rules=rules)
             stream_rows(rows, names, sys.stdout, as_json=as_json)
             return
         with progress_bar(quiet or as_json) as progress:
@@ -355,6 +357,7 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
             "input": f"{card.preprocess.input_size_px} x {card.preprocess.input_size_px} px, {card.preprocess.resize}",
             "recipe": str(card.recipe.get("name")),
             **_said_of_test(card.metrics),
+            **_said_of_rules(card.decision_rules, card.metrics),
             "temperature": f"{card.calibration.temperature:.3f} ({card.calibration.method}, {card.calibration.n} images)",
             "prediction sets": f"{card.conformal.coverage:.0%} coverage, {card.conformal.n} images"
             if card.conformal
@@ -526,6 +529,37 @@ def _said_of_test(metrics: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _said_of_rules(rules: Sequence[DecisionRule], metrics: Mapping[str, Any]) -> dict[str, str]:
+    measured = {rule["class_name"]: rule["bands"] for rule in metrics.get("bands", [])}
+    return {
+        f"bands of {rule.class_name}": "\n".join(
+            _said_of_band(asdict(band), reached)
+            for band, reached in zip_longest(rule.bands, measured.get(rule.class_name, []))
+        )
+        for rule in rules
+    }
+
+
+def _said_of_band(band: Mapping[str, Any], reached: Mapping[str, Any] | None) -> str:
+    """One line: from which probability, what for, and what came of it on the test images."""
+    if band["note"]:
+        return f"{band['name']} ({band['goal']}): empty: {band['note']}"
+    goal = f" ({band['goal']})" if band["goal"] else ""
+    line = f"{band['name']}{goal}: from {band['min_prob']:.4f}"
+    if reached is None:
+        return line
+    return (
+        f"{line}; {reached['n']:,} test images, precision {_interval(reached['precision'])}, "
+        f"recall with those above {_interval(reached['recall_at_or_above'])}"
+    )
+
+
+def _print_bands(rule: Mapping[str, Any]) -> None:
+    out_console.print(f"bands of {rule['class_name']}", markup=False, highlight=False)
+    for band in rule["bands"]:
+        out_console.print(f"  {_said_of_band(band, band)}", markup=False, highlight=False)
+
+
 def _print_run(report: Mapping[str, Any], model_path: Path) -> None:
     _print_dataset(report["dataset"])
     _print_metrics(report["test"])
@@ -585,6 +619,8 @@ def _print_metrics(test: Mapping[str, Any]) -> None:
         out_console.print(f"{name.replace('_', ' ')} [bold]{_interval(test[name])}[/]", highlight=False)
     if "confusion_matrix" in test:
         _print_confusions(test["class_names"], test["confusion_matrix"])
+    for rule in test.get("bands", []):
+        _print_bands(rule)
 
 
 def _print_confusions(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> None:

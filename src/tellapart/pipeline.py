@@ -31,6 +31,7 @@ from tellapart.data.sources import (
 from tellapart.data.split import split
 from tellapart.errors import DataError, TrainingError
 from tellapart.evaluation.decide import decide
+from tellapart.evaluation.rules import fit_rules, measure_rules, parse_rules
 from tellapart.evaluation.task import RULES
 from tellapart.inference.bundled import open_backbone
 from tellapart.inference.model import ModelFile, pack
@@ -38,6 +39,7 @@ from tellapart.inference.predict import Classifier, load
 from tellapart.records import (
     Calibration,
     ConformalRule,
+    DecisionRule,
     EpochLog,
     ModelCard,
     Progress,
@@ -112,6 +114,9 @@ def train(
     recipe = build_recipe(recipe, settings) if isinstance(recipe, str) else recipe
     run = UnfinishedRun(source=_lasting_name(source), options=options, recipe=recipe, seed=seed)
     dataset = _open(source, options)
+    parse_rules(
+        recipe.decision_rules, dataset.class_names
+    )  # what is wrong with them is said before anything is done
     with locked_folder(Path(out) if out else default_folder(source)) as folder:
         begin_run(folder, run)
         return _train(dataset, run, folder, tensorboard=tensorboard, progress=progress, on_epoch=on_epoch)
@@ -219,7 +224,10 @@ def _train(
         calibration, conformal, thresholds = calibrate(fitted, way.recipe, dataset.task)
     with clock.stage("verify"):
         card = _card(fitted, calibration, dataset, way.recipe)
-        card = replace(card, conformal=conformal, label_thresholds=thresholds, task=dataset.task)
+        rules = _decision_rules(fitted, calibration, dataset, way.recipe)
+        card = replace(
+            card, conformal=conformal, label_thresholds=thresholds, decision_rules=rules, task=dataset.task
+        )
         model = pack(fitted.to_onnx(calibration, dataset.task), card)
         part = dataset.used("calib") if fitted.method == "calib" else dataset.used("train")
         classifier = Classifier(model)
@@ -360,11 +368,23 @@ def calibrate(fitted: Fitted, recipe: Recipe, task: Task) -> tuple[Calibration, 
     return calibration, conformal, rules.fit_thresholds(probs, labels, recipe.label_thresholds)
 
 
+def _decision_rules(
+    fitted: Fitted, calibration: Calibration, dataset: Dataset, recipe: Recipe
+) -> tuple[DecisionRule, ...]:
+    """Fit the recipe's decision rules on the images the temperature was fitted on."""
+    probs = RULES[dataset.task].probs(fitted.held_out_logits.astype(np.float64) / calibration.temperature)
+    wanted = parse_rules(recipe.decision_rules, dataset.class_names)
+    return fit_rules(wanted, fitted.held_out_labels, probs, dataset.class_names)
+
+
 def measure_answers(part: Dataset, answers: Answers, card: ModelCard) -> dict[str, Any]:
     """Measure a model file's answers about the images in use of one part."""
     rows = [answers[path] for path in part.paths]
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return RULES[card.task].measure(part.labels, stacked, card)
+    found = RULES[card.task].measure(part.labels, stacked, card)
+    if card.decision_rules:
+        found["bands"] = measure_rules(part.labels, stacked["probs"], card.decision_rules, card.class_names)
+    return found
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from tellapart.errors import ModelError, RecipeError
-from tellapart.records import Calibration, ConformalRule, ModelCard, Preprocess, Weights
+from tellapart.records import Band, Calibration, ConformalRule, DecisionRule, ModelCard, Preprocess, Weights
 from tellapart.storage import sha256, write_bytes
 
 SCHEMA_VERSION = 3
@@ -208,7 +208,7 @@ def _card(document: str) -> ModelCard:
             raise TypeError("class_names must be a list of names")
         values["class_names"] = tuple(values["class_names"])
         values["label_thresholds"] = tuple(values["label_thresholds"])
-        values["decision_rules"] = tuple(values["decision_rules"])
+        values["decision_rules"] = tuple(_decision_rule(rule) for rule in values["decision_rules"])
         values["preprocess"] = Preprocess(**values["preprocess"])
         values["calibration"] = Calibration(**values["calibration"])
         values["weights"] = None if values["weights"] is None else Weights(**values["weights"])
@@ -216,6 +216,12 @@ def _card(document: str) -> ModelCard:
         return ModelCard(**{field.name: values[field.name] for field in fields(ModelCard)})
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, RecipeError) as error:
         raise ModelError("damaged-model", f"the model card cannot be read: {error}") from error
+
+
+def _decision_rule(values: Mapping[str, Any]) -> DecisionRule:
+    if not isinstance(values["bands"], list):
+        raise TypeError("the bands of a decision rule must be a list")
+    return DecisionRule(**{**values, "bands": tuple(Band(**band) for band in values["bands"])})
 
 
 def _require_safe(model: onnx.ModelProto) -> None:

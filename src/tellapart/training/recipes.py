@@ -44,6 +44,7 @@ class ProbeRecipe:
         calib_fraction: share of the rest set aside for calibration when there is no val folder, 0-1.
         coverage: share of prediction sets that hold the true class, 0-1.
         label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
+        decision_rules: named bands of a class's probability, such as ``dog: high precision 0.95, low``.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ProbeRecipe:
     calib_fraction: float
     coverage: float
     label_thresholds: str
+    decision_rules: str
 
     def __post_init__(self) -> None:
         _ = self.preprocess  # checks its own settings
@@ -95,6 +97,7 @@ def probe(
     calib_fraction: float = 0.1,
     coverage: float = 0.95,
     label_thresholds: str = "f1",
+    decision_rules: str = "",
 ) -> ProbeRecipe:
     """Pretrained features and logistic regression: the default, seconds on a laptop.
 
@@ -109,6 +112,7 @@ def probe(
         calib_fraction: share of the rest to calibrate on when there is no val folder.
         coverage: share of prediction sets that hold the true class.
         label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
+        decision_rules: named bands of a class's probability, such as ``dog: high precision 0.95, low``.
 
     Raises:
         RecipeError: bad-setting.
@@ -127,6 +131,7 @@ def probe(
         calib_fraction=calib_fraction,
         coverage=coverage,
         label_thresholds=label_thresholds,
+        decision_rules=decision_rules,
     )
 
 
@@ -166,6 +171,7 @@ class NetworkRecipe:
         calib_fraction: share of the rest set aside for calibration, 0-1.
         coverage: share of prediction sets that hold the true class, 0-1.
         label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
+        decision_rules: named bands of a class's probability, such as ``dog: high precision 0.95, low``.
     """
 
     name: str
@@ -199,6 +205,7 @@ class NetworkRecipe:
     calib_fraction: float = 0.1
     coverage: float = 0.95
     label_thresholds: str = "f1"
+    decision_rules: str = ""
 
     def __post_init__(self) -> None:
         for key, values in _CHOICES.items():
