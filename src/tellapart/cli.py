@@ -264,6 +264,47 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A model.onnx that tellapart wrote.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another, for the same classes.")],
+    source: SourceArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="CSV", help="Write the images with another answer.")
+    ] = None,
+    image_column: ImageColumn = "",
+    label_column: LabelColumn = "",
+    labels: Labels = "",
+    label_separator: LabelSeparator = "",
+    split_column: SplitColumn = "",
+    root: Root = "",
+    outside_root: OutsideRoot = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether model B is really better than model A, on labelled images that neither has seen."""
+    with user_errors(as_json):
+        options = SourceOptions(
+            image_column=image_column,
+            label_column=label_column,
+            labels=_names(labels),
+            label_separator=label_separator,
+            split_column=split_column,
+            root=root,
+            outside_root=outside_root,
+        )
+        from tellapart.comparing import compare as run_compare
+
+        with progress_bar(quiet or as_json) as progress:
+            found = run_compare(a, b, source, options, out=out, progress=progress)
+        if as_json:
+            _print_json({**found.result, "changed": list(found.changed), "dataset": found.dataset})
+        elif not quiet:
+            _print_comparison(found.result)
+            if out is not None:
+                _say(quiet, f"\n{out}: the {len(found.changed):,} images with another answer")
+
+
+@app.command()
 def predict(
     model: ModelArgument,
     images: Annotated[
@@ -621,6 +662,35 @@ def _print_metrics(test: Mapping[str, Any]) -> None:
         _print_confusions(test["class_names"], test["confusion_matrix"])
     for rule in test.get("bands", []):
         _print_bands(rule)
+
+
+def _print_comparison(result: Mapping[str, Any]) -> None:
+    out_console.print(f"[bold]{escape(result['sentence'])}[/]", highlight=False)
+    table = Table(title=f"\n{result['n']:,} test images", title_justify="left", title_style="")
+    for column in ("", "images", "A", "B", "B - A, in points", "p"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, row in {result["measure"]: result, **result["per_class"]}.items():
+        label = name if row is result else f"recall of {name}"
+        shares = (_share(row["a"]), _share(row["b"]), _points(row["difference"]))
+        table.add_row(Text(label), f"{row['n']:,}", *shares, f"{row['p']:.2g}")
+    out_console.print(table)
+    if "map_difference" in result:
+        out_console.print(f"mAP, B - A: {_points(result['map_difference'])} points", highlight=False)
+    loss = "{value:+.4f} ({low:+.4f} to {high:+.4f})".format(**result["log_loss_difference"])
+    out_console.print(f"log loss, B - A: {loss}, below 0 B is better", highlight=False)
+    pairs = ", ".join(f"{count:,} {name}" for name, count in result["pairs"].items())
+    out_console.print(f"images from A to B: {pairs}", highlight=False)
+
+
+def _share(interval: Mapping[str, float | None]) -> str:
+    return "-" if interval["value"] is None else f"{interval['value']:.1%}"
+
+
+def _points(interval: Mapping[str, float | None]) -> str:
+    value, low, high = interval["value"], interval["low"], interval["high"]
+    if value is None or low is None or high is None:
+        return "-"
+    return f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _print_confusions(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> None:
