@@ -31,6 +31,7 @@ from tellapart.data.sources import (
 from tellapart.data.split import split
 from tellapart.errors import DataError, TrainingError
 from tellapart.evaluation.familiarity import fit_familiarity_rule
+from tellapart.evaluation.rules import fit_rules, parse_rules
 from tellapart.evaluation.task import RULES
 from tellapart.inference.bundled import open_backbone
 from tellapart.inference.model import pack
@@ -38,6 +39,7 @@ from tellapart.inference.predict import Classifier, load
 from tellapart.records import (
     Calibration,
     ConformalRule,
+    DecisionRule,
     EpochLog,
     ModelCard,
     Progress,
@@ -118,6 +120,9 @@ def train(
     recipe = build_recipe(recipe, settings) if isinstance(recipe, str) else recipe
     run = UnfinishedRun(source=_lasting_name(source), options=options, recipe=recipe, seed=seed)
     dataset = _open(source, options)
+    parse_rules(
+        recipe.decision_rules, dataset.class_names
+    )  # what is wrong with them is said before anything is done
     with locked_folder(Path(out) if out else default_folder(source)) as folder:
         begin_run(folder, run)
         return _train(dataset, run, folder, tensorboard=tensorboard, progress=progress, on_epoch=on_epoch)
@@ -230,7 +235,10 @@ def _train(
         if fitted.familiar_scores is not None:
             rule = fit_familiarity_rule(fitted.familiar_scores, rate=FALSE_ALARMS, method=fitted.method)
             card = replace(card, familiarity=rule)
-        card = replace(card, conformal=conformal, label_thresholds=thresholds, task=dataset.task)
+        rules = _decision_rules(fitted, calibration, dataset, way.recipe)
+        card = replace(
+            card, conformal=conformal, label_thresholds=thresholds, decision_rules=rules, task=dataset.task
+        )
         model = pack(fitted.to_onnx(calibration, dataset.task), card)
         part = dataset.used("calib") if fitted.method == "calib" else dataset.used("train")
         classifier = Classifier(model)
@@ -399,6 +407,15 @@ def calibrate(fitted: Fitted, recipe: Recipe, task: Task) -> tuple[Calibration, 
         probs, labels, coverage=recipe.coverage, per_class=recipe.conformal == "per-class", method=fitted.method
     )
     return calibration, conformal, rules.fit_thresholds(probs, labels, recipe.label_thresholds)
+
+
+def _decision_rules(
+    fitted: Fitted, calibration: Calibration, dataset: Dataset, recipe: Recipe
+) -> tuple[DecisionRule, ...]:
+    """Fit the recipe's decision rules on the images the temperature was fitted on."""
+    probs = RULES[dataset.task].probs(fitted.held_out_logits.astype(np.float64) / calibration.temperature)
+    wanted = parse_rules(recipe.decision_rules, dataset.class_names)
+    return fit_rules(wanted, fitted.held_out_labels, probs, dataset.class_names)
 
 
 def _card(fitted: Fitted, calibration: Calibration, dataset: Dataset, recipe: Recipe) -> ModelCard:

@@ -34,8 +34,15 @@ class Answered:
     refused: dict[str, tuple[str, str]]
 
 
-def answer(classifier: Classifier, part: Dataset, progress: Progress) -> Answered:
-    """Ask the model file about images, from their files; called ``testing`` where progress is told."""
+def answer(classifier: Classifier, part: Dataset, progress: Progress, *, stage: str = "testing") -> Answered:
+    """Ask the model file about images, from their files.
+
+    Args:
+        classifier: the open file.
+        part: the images.
+        progress: called as they are answered.
+        stage: what that is called.
+    """
     found = Answered(answers={}, thumbnails={}, refused={})
     engine = WithThumbnails(classifier.engine)
     outputs = iter_outputs(engine, classifier.card.preprocess, part.images)
@@ -45,7 +52,7 @@ def answer(classifier: Classifier, part: Dataset, progress: Progress) -> Answere
         else:
             found.answers[path] = verdict_outputs(output)
             found.thumbnails[path] = output["thumbnail"]
-        progress("testing", done, len(part))
+        progress(stage, done, len(part))
     return found
 
 

@@ -47,6 +47,7 @@ class ProbeRecipe:
         coverage: share of prediction sets that hold the true class, 0-1.
         conformal: whether that holds over ``all-classes`` together, or ``per-class``, which needs more images.
         label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
+        decision_rules: named bands of a class's probability, such as ``dog: high precision 0.95, low``.
     """
 
     name: str
@@ -62,6 +63,7 @@ class ProbeRecipe:
     coverage: float
     conformal: Conformal
     label_thresholds: str
+    decision_rules: str
 
     def __post_init__(self) -> None:
         _ = self.preprocess  # checks its own settings
@@ -102,6 +104,7 @@ def probe(
     coverage: float = 0.95,
     conformal: Conformal = "all-classes",
     label_thresholds: str = "f1",
+    decision_rules: str = "",
 ) -> ProbeRecipe:
     """Pretrained features and logistic regression: the default, seconds on a laptop.
 
@@ -118,6 +121,7 @@ def probe(
         coverage: share of prediction sets that hold the true class.
         conformal: whether that holds over ``all-classes`` together, or ``per-class``, which needs more images.
         label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
+        decision_rules: named bands of a class's probability, such as ``dog: high precision 0.95, low``.
 
     Raises:
         RecipeError: bad-setting.
@@ -138,6 +142,7 @@ def probe(
         coverage=coverage,
         conformal=conformal,
         label_thresholds=label_thresholds,
+        decision_rules=decision_rules,
     )
 
 
@@ -178,6 +183,7 @@ class NetworkRecipe:
         coverage: share of prediction sets that hold the true class, 0-1.
         conformal: whether that holds over ``all-classes`` together, or ``per-class``, which needs more images.
         label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
+        decision_rules: named bands of a class's probability, such as ``dog: high precision 0.95, low``.
     """
 
     name: str
@@ -212,6 +218,7 @@ class NetworkRecipe:
     coverage: float = 0.95
     conformal: Conformal = "all-classes"
     label_thresholds: str = "f1"
+    decision_rules: str = ""
 
     def __post_init__(self) -> None:
         for key, values in _CHOICES.items():
