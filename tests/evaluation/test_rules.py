@@ -122,7 +122,9 @@ def test_thresholds_against_all_cut_points(seed, goal):
     assert (0 if found.min_prob is None else (p >= found.min_prob).sum()) == max(reaching, default=0)
 
     found = fitted(f"yes: top recall {goal}, rest", labels, probs).bands[0]
-    assert (p >= found.min_prob).sum() == min(taken for hits, taken in cuts(labels, p) if hits / total >= goal)
+    promised = [taken for hits, taken in cuts(labels, p) if hits / (total + 1) >= goal - 1e-9]
+    everyone = [taken for hits, taken in cuts(labels, p) if hits == total]
+    assert (p >= found.min_prob).sum() == min(promised or everyone)
 
     found = fitted(f"yes: top cost {10 * goal}:1, rest", labels, probs).bands[0]
     costs = [10 * goal * (total - hits) + taken - hits for hits, taken in [(0, 0), *cuts(labels, p)]]
@@ -267,3 +269,18 @@ def test_a_card_refuses_rules_of_classes_it_lacks_and_two_for_one():
         with pytest.raises(ValueError, match="decision rules"):
             card_with(tuple(DecisionRule(class_name=name, bands=bands) for name in names))
     assert card_with((DecisionRule(class_name="green", bands=bands),)).decision_rules
+
+
+@pytest.mark.parametrize(("n", "recall"), [(99, 0.99), (40, 0.9), (19, 0.95)])
+def test_a_recall_holds_for_new_images(n, recall):
+    """Mean over many draws of the calibration images; promised from R / (1 - R) images of the class."""
+    rng = np.random.default_rng(3)
+    caught = []
+    for _ in range(400):
+        p, new = rng.beta(4, 2, (2, n))
+        probs = np.stack([1 - p, p], axis=1)
+        (rule,) = fit_rules(
+            parse_rules(f"yes: top recall {recall}, rest", ("no", "yes")), np.ones(n, int), probs, ("no", "yes")
+        )
+        caught.append((new >= rule.bands[0].min_prob).mean())
+    assert np.mean(caught) >= recall - 3 * np.std(caught) / len(caught) ** 0.5

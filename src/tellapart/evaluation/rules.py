@@ -1,5 +1,6 @@
 """Decision rules: named bands of one class's probability, from a text, fitted on held-out images, measured on test."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -158,8 +159,9 @@ def fit_rules(
 ) -> tuple[DecisionRule, ...]:
     """Find the probabilities of all bands.
 
-    ``precision P``: the lowest at which the images at or above it have precision P; ``recall R``: the highest at which they
-    hold the share R of the class' images; ``cost M:F``: where misses and false alarms cost least; ``above P``: P. Between two
+    ``precision P``: the lowest at which the images at or above it have precision P; ``recall R``: the highest at which a
+    new image of the class is among them with probability R, or, where the images are too few to promise that, at which they hold
+    all of the class; ``cost M:F``: where misses and false alarms cost least; ``above P``: P. Between two
     images it lies halfway. A goal that these images cannot reach, or that asks for no less than a band above,
     leaves its band empty, and its note says so.
 
@@ -220,7 +222,9 @@ def _min_prob(goal: Goal, positive: BoolArray, probs: NDArray[np.float64]) -> fl
         return _below(ranked, int(good[-1])) if len(good) else None
     if not total:
         return None
-    return _below(ranked, int(np.flatnonzero(ends & (hits / total >= goal.value))[0]))
+    # One image more than the share asks for, so that it holds for the next image, too: a conformal rank.
+    caught = min(int(total), math.ceil(round(goal.value * (int(total) + 1), 9)))
+    return _below(ranked, int(np.flatnonzero(ends & (hits >= caught))[0]))
 
 
 def _below(ranked: NDArray[np.float64], cut: int) -> float:
