@@ -77,7 +77,8 @@ CODES = MappingProxyType(
         "newer-model": "the model file was written by a newer version of tellapart",
         "older-model": "the model file was written by an older version of tellapart, in a form no longer read",
         "weights-mismatch": "pretrained weights are not the ones this version was written for",
-        "weights-missing": "the package with the pretrained weights is not installed",
+        "weights-missing": "the pretrained weights are not where they should be",
+        "not-exportable": "the network cannot be made an ONNX graph of plain operators",
         "model-disagrees": "the composed model file answers differently from the model that was fitted",
         # files and folders
         "run-locked": "another run is using the folder",
