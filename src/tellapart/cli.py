@@ -86,6 +86,7 @@ def train(
         bool, typer.Option("--preview-augmentation", help="Only draw what augmentation does to some images.")
     ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events, too.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask nothing of the network.")] = False,
     image_column: ImageColumn = "",
     label_column: LabelColumn = "",
     labels: Labels = "",
@@ -104,6 +105,8 @@ def train(
     if (source is None) == (resume is None):
         raise typer.BadParameter("give a folder of images, or --resume and a run folder: one of the two")
     folder = resume or out
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before anything that reads it is imported
     with user_errors(as_json, lambda: _how_to_go_on(folder)):
         changes = dict(_setting(text) for text in settings or [])
         options = SourceOptions(

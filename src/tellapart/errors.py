@@ -79,7 +79,8 @@ CODES = MappingProxyType(
         "no-such-coverage": "the model holds no prediction sets at that coverage",
         "models-differ": "two models that are to be compared are not for the same classes or the same task",
         "weights-mismatch": "pretrained weights are not the ones this version was written for",
-        "weights-missing": "the package with the pretrained weights is not installed",
+        "weights-missing": "the pretrained weights are not where they should be",
+        "not-exportable": "the network cannot be made an ONNX graph of plain operators",
         "model-disagrees": "the composed model file answers differently from the model that was fitted",
         # files and folders
         "run-locked": "another run is using the folder",

@@ -11,6 +11,7 @@ from tellapart.errors import ModelError, RecipeError
 
 Task = Literal["classification", "multilabel"]
 ResizeMode = Literal["squash", "crop", "pad"]
+Interpolation = Literal["bilinear", "bicubic"]
 Verdict = Literal["sure", "unsure", "unfamiliar", "error"]
 
 Progress = Callable[[str, int, int | None], None]
@@ -29,11 +30,13 @@ class Preprocess:
         input_size_px: side S of the square the model sees.
         resize: ``squash`` ignores the image's shape, ``crop`` cuts the middle square, ``pad`` adds gray bars.
         interpolation: filter of the reduction, always antialiased.
+        crop_share: of ``crop``: share of the middle square's side that is kept, above 0, at most 1.
     """
 
     input_size_px: int
     resize: ResizeMode = "squash"
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
+    crop_share: float = 1.0
 
     def __post_init__(self) -> None:
         if not 8 <= self.input_size_px <= 4096:
@@ -44,6 +47,8 @@ class Preprocess:
             raise RecipeError(
                 "bad-setting", f"interpolation must be bilinear or bicubic, got {self.interpolation!r}"
             )
+        if not 0.1 <= self.crop_share <= 1:
+            raise RecipeError("bad-setting", f"crop_share must be 0.1 to 1, got {self.crop_share}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -296,6 +301,16 @@ class Weights:
     source: str
     license: str
     sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backbone:
+    """An ONNX model from ``images`` (uint8 [N, S, S, 3]; bundled ones take any S) to ``embedding`` (float32 [N, D])."""
+
+    onnx_bytes: bytes
+    sha256: str
+    embedding_dim: int
+    weights: Weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from planted import HOSTILE, encoded, plain, plant, write
 
 import tellapart.checking.page as page_module
+from planted import HOSTILE, encoded, plain, plant, write
 from tellapart.checking.page import MAX_SHOWN, render_page
 from tellapart.checking.run import CheckResult, run_check
 from tellapart.checking.severity import SEVERITIES, rated

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
-from planted import encoded, picture, plain, plant, write
 
 import tellapart.checking.looks as looks_module
+from planted import encoded, picture, plain, plant, write
 from tellapart.checking.classes import class_issues
 from tellapart.checking.looks import LOOK, look_at
 from tellapart.checking.run import CheckResult, run_check, write_issues

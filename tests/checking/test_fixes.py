@@ -3,8 +3,8 @@
 import csv
 
 import pytest
-from planted import plain, plant
 
+from planted import plain, plant
 from tellapart.checking.fixes import COLUMNS, Fixes, apply_fixes, read_fix_list, write_fix_list
 from tellapart.checking.run import run_check
 from tellapart.checking.severity import rated

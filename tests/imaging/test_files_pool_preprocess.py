@@ -1,5 +1,6 @@
 """The pool keeps order, bounds and exceptions; preprocess reaches the model's input without a detour."""
 
+import io
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -221,3 +222,27 @@ def test_settings_out_of_range(settings):
     with pytest.raises(RecipeError) as caught:
         Preprocess(**settings)
     assert caught.value.code == "bad-setting"
+
+
+def test_crop_share_keeps_the_middle_and_its_detail():
+    """A frame of the outer eighth is cut off, and a JPEG is not decoded smaller than what is left of it."""
+    framed = np.full((160, 240, 3), 255, dtype=np.uint8)
+    framed[20:140, 60:180] = 10
+    spec = Preprocess(input_size_px=30, resize="crop", crop_share=0.75)
+    assert (preprocess_image(framed, spec)[1:-1, 1:-1] == 10).all(), (
+        "the filter of the outermost pixels reaches over"
+    )
+    assert (preprocess_image(framed, Preprocess(input_size_px=30, resize="crop")) == 255).any()
+    inner = framed[20:140, 60:180]
+    assert (preprocess_image(inner[:30, :30], Preprocess(input_size_px=30, resize="crop")) == 10).all()
+    square = np.full((80, 80, 3), 255, dtype=np.uint8)
+    square[10:70, 10:70] = 10
+    assert (
+        preprocess_image(square, Preprocess(input_size_px=80, resize="crop", crop_share=0.75))[1:-1, 1:-1] == 10
+    ).all()
+    image = photo(400, 400)
+    data = encode(image, "JPEG", quality=95)
+    found = load_input(data, Preprocess(input_size_px=100, resize="crop", crop_share=0.5)).astype(float)
+    full = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    expected = preprocess_image(full, Preprocess(input_size_px=100, resize="crop", crop_share=0.5)).astype(float)
+    assert np.abs(found - expected).mean() < 3

@@ -4,9 +4,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from tellapart.inference.bundled import Backbone
 from tellapart.inference.model import LinearHead, compose, pack
-from tellapart.records import Calibration, ConformalRule, ModelCard, Preprocess, SetLevel, Weights
+from tellapart.records import (
+    Backbone,
+    Calibration,
+    ConformalRule,
+    ModelCard,
+    Preprocess,
+    SetLevel,
+    Weights,
+)
 from tellapart.storage import sha256
 
 SIDE_PX = 16

@@ -44,6 +44,16 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
         ({"input_size_px": 96}, {"input_size_px": 96}),
         ({"input_size_px": "0"}, {"input_size_px": 224}),
         ({"backbone": "efficientnet_lite1"}, {"input_size_px": BUNDLED["efficientnet_lite1"].input_size_px}),
+        (
+            {"backbone": "timm/convnext_nano"},
+            {"input_size_px": 0, "resize": "auto", "interpolation": "auto", "feature_stages": ()},
+        ),
+        ({"backbone": "local-dir:/some/where", "feature_stages": "[]"}, {"feature_stages": (), "crop_share": 0.0}),
+        (
+            {"backbone": "timm/test_vit", "weights": "a.safetensors", "input_size_px": 64, "crop_share": 1},
+            {"weights": "a.safetensors", "input_size_px": 64, "crop_share": 1.0},
+        ),
+        ({"interpolation": "bicubic"}, {"interpolation": "bicubic", "resize": "squash", "crop_share": 1.0}),
         ({"resize": "pad"}, {"resize": "pad", "preprocess": Preprocess(input_size_px=224, resize="pad")}),
     ],
 )
@@ -62,7 +72,7 @@ def test_good_settings(settings, expected):
         ("probe", {"fold": 3}, "unknown-setting", "did you mean 'folds'?"),
         ("probe", {"inputsize_px": 3}, "unknown-setting", "did you mean 'input_size_px'?"),
         ("probe", {"Coverage": 0.9}, "unknown-setting", "did you mean 'coverage'?"),
-        ("probe", {"zzz": 3}, "unknown-setting", "it has backbone, input_size_px"),
+        ("probe", {"zzz": 3}, "unknown-setting", "it has backbone, weights"),
         ("probe", {"name": "mine"}, "unknown-setting", ""),
         ("probe", {"folds": 1}, "bad-setting", "folds"),
         ("probe", {"folds": 2.5}, "bad-setting", "folds"),
@@ -88,6 +98,13 @@ def test_good_settings(settings, expected):
         ("probe", {"resize": "stretch"}, "bad-setting", "squash, crop or pad"),
         ("probe", {"resize": 3}, "bad-setting", "resize"),
         ("probe", {"backbone": "resnet50"}, "bad-setting", "efficientnet_lite0"),
+        ("probe", {"backbone": "resnet50"}, "bad-setting", "timm/NAME"),
+        ("probe", {"backbone": "timm/a", "feature_stages": [3]}, "bad-setting", "bundled"),
+        ("probe", {"backbone": "timm/a", "resize": "stretch"}, "bad-setting", "squash, crop or pad"),
+        ("probe", {"backbone": "timm/a", "interpolation": "lanczos"}, "bad-setting", "bicubic"),
+        ("probe", {"weights": "a.safetensors"}, "bad-setting", "timm/NAME"),
+        ("probe", {"backbone": "local-dir:a", "weights": "a.safetensors"}, "bad-setting", "timm/NAME"),
+        ("probe", {"crop_share": 2}, "bad-setting", "crop_share"),
     ],
 )
 def test_bad_settings(name, settings, code, says):

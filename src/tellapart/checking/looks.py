@@ -24,10 +24,9 @@ from tellapart.imaging.decode import (
 from tellapart.imaging.pool import batched, map_ordered
 from tellapart.imaging.preprocess import preprocess_image
 from tellapart.imaging.thumbnail import make_thumbnail
-from tellapart.inference.bundled import Backbone
 from tellapart.inference.embed import Embeddings, embeddings_folder, thumbnails_folder
 from tellapart.inference.engine import OpenVINOEngine, best_precision, iter_outputs
-from tellapart.records import Preprocess, Progress, no_progress
+from tellapart.records import Backbone, Preprocess, Progress, no_progress
 from tellapart.storage import CachedRows, cache_folder, sha256
 
 Files = Mapping[str, str | StoredImage]

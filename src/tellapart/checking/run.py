@@ -21,8 +21,7 @@ from tellapart.data.near_duplicates import find_near_duplicates
 from tellapart.data.quality import find_odd, quality_of
 from tellapart.evaluation.label_errors import find_label_errors
 from tellapart.evaluation.outliers import find_outliers
-from tellapart.inference.bundled import Backbone
-from tellapart.records import Issue, Preprocess, Progress, no_progress
+from tellapart.records import Backbone, Issue, Preprocess, Progress, no_progress
 from tellapart.storage import atomic_file
 
 DEFAULT_PREPROCESS = Preprocess(input_size_px=224)

@@ -1,5 +1,7 @@
 """From decoded pixels to the square that the model sees."""
 
+import math
+
 import numpy as np
 from PIL import Image
 
@@ -24,12 +26,12 @@ def preprocess_image(pixels: Pixels, spec: Preprocess) -> Pixels:
     """
     side = spec.input_size_px
     height, width = pixels.shape[:2]
-    if (height, width) == (side, side):
+    if (height, width) == (side, side) and (spec.resize != "crop" or spec.crop_share == 1):
         return pixels
     image = Image.fromarray(pixels)
     kernel = _FILTERS[spec.interpolation]
     if spec.resize == "crop":
-        short = min(height, width)
+        short = min(height, width) * spec.crop_share
         left, top = (width - short) / 2, (height - short) / 2
         return np.asarray(image.resize((side, side), kernel, box=(left, top, left + short, top + short)))
     if spec.resize == "pad":
@@ -48,4 +50,5 @@ def load_input(source: ImageFile, spec: Preprocess, limits: DecodeLimits = DEFAU
     Raises:
         ImageError: as ``decode_image``.
     """
-    return preprocess_image(decode_image(source, target_px=spec.input_size_px, limits=limits), spec)
+    target_px = math.ceil(spec.input_size_px / (spec.crop_share if spec.resize == "crop" else 1))
+    return preprocess_image(decode_image(source, target_px=target_px, limits=limits), spec)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tellapart.errors import ModelError, RecipeError
-from tellapart.records import Weights
+from tellapart.records import Backbone, Weights
 from tellapart.storage import cache_folder, read_checked, sha256, write_checked
 
 State = dict[str, NDArray[Any]]
@@ -73,16 +73,6 @@ BUNDLED: Mapping[str, BundledWeights] = MappingProxyType(
 # Source: Tan and Le 2019, "EfficientNet", table 1; the Lite variants in TensorFlow's model garden.
 _STRIDES = (1, 2, 2, 2, 1, 2, 1)
 _REPEATS = (1, 2, 2, 3, 3, 4, 1)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Backbone:
-    """An ONNX model from ``images`` (uint8 [N, S, S, 3], any S) to ``embedding`` (float32 [N, D])."""
-
-    onnx_bytes: bytes
-    sha256: str
-    embedding_dim: int
-    weights: Weights
 
 
 def open_backbone(name: str, stages: tuple[int, ...] = (LAST_STAGE,), pooling: Pooling = "mean") -> Backbone:

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from tellapart.errors import ImageError
 from tellapart.imaging.decode import DECODE_REVISION, Pixels, StoredImage
 from tellapart.imaging.thumbnail import THUMBNAIL_REVISION
-from tellapart.inference.bundled import Backbone
 from tellapart.inference.engine import OpenVINOEngine, Precision, WithThumbnails, best_precision, iter_outputs
-from tellapart.records import Preprocess, Progress, no_progress
+from tellapart.records import Backbone, Preprocess, Progress, no_progress
 from tellapart.storage import CachedRows, cache_folder, sha256
 
 Embeddings = dict[str, NDArray[np.float32]]

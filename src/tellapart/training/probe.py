@@ -19,10 +19,10 @@ from tellapart.evaluation.familiarity import fit_familiarity
 from tellapart.evaluation.metrics import IntArray, binary_log_loss, log_loss
 from tellapart.imaging.decode import Pixels
 from tellapart.imaging.pool import map_ordered
-from tellapart.inference.bundled import open_backbone
 from tellapart.inference.embed import Embedded, embed_files
 from tellapart.inference.model import LinearHead
 from tellapart.records import Progress
+from tellapart.training.backbones import open_features
 from tellapart.training.recipes import ProbeRecipe
 from tellapart.training.train import Fitted, learning_part
 
@@ -45,8 +45,7 @@ class ProbeWay:
     """
 
     def __init__(self, recipe: ProbeRecipe) -> None:
-        self.recipe = recipe
-        self._backbone = open_backbone(recipe.backbone, recipe.feature_stages, recipe.feature_pooling)
+        self._backbone, self.recipe = open_features(recipe)
         self._embedded = Embedded(embeddings={}, thumbnails={}, errors={})
 
     def prepare(self, dataset: Dataset, progress: Progress) -> Dataset:

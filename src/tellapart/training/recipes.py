@@ -14,7 +14,7 @@ from tellapart.evaluation.multilabel import require_threshold_goal
 from tellapart.inference.bundled import BUNDLED, Pooling
 from tellapart.models.layers import parse_layers
 from tellapart.models.normalize import require_normalize
-from tellapart.records import Preprocess, ResizeMode
+from tellapart.records import Interpolation, Preprocess, ResizeMode
 from tellapart.training.augment_settings import parse_augment
 
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -25,6 +25,7 @@ LoopPrecision = Literal["auto", "f32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 Conformal = Literal["all-classes", "per-class"]
 When = Literal["auto", "always", "never"]
+Auto = Literal["auto"]
 
 TUTORIAL_LAYERS = "conv 5x3, pool 2, conv 32x3, pool 2, flatten, dense 128"
 
@@ -35,10 +36,13 @@ class ProbeRecipe:
 
     Attributes:
         name: the recipe's own.
-        backbone: name of the bundled weights.
-        input_size_px: side of the square the model sees.
+        backbone: name of the bundled weights, ``timm/NAME``, or ``local-dir:FOLDER``.
+        weights: a ``.safetensors`` file for ``timm/NAME``; empty for the hub's.
+        input_size_px: side of the square the model sees; 0 until it is taken from the weights' record, as are the next three.
         resize: how an image becomes that square: ``squash``, ``crop`` or ``pad``.
-        feature_stages: which stages' pooled outputs are the features.
+        interpolation: filter of that: ``bilinear`` or ``bicubic``.
+        crop_share: of ``crop``: share of the middle square's side that is kept.
+        feature_stages: which stages' pooled outputs are the features; none where the backbone is not bundled.
         feature_pooling: ``mean`` or ``mean-max``.
         strengths: inverse L2 strengths C to choose from, weakest model first.
         folds: parts of the cross-validation that chooses.
@@ -52,8 +56,11 @@ class ProbeRecipe:
 
     name: str
     backbone: str
+    weights: str
     input_size_px: int
-    resize: ResizeMode
+    resize: ResizeMode | Auto
+    interpolation: Interpolation | Auto
+    crop_share: float
     feature_stages: tuple[int, ...]
     feature_pooling: Pooling
     strengths: tuple[float, ...]
@@ -66,7 +73,7 @@ class ProbeRecipe:
     decision_rules: str
 
     def __post_init__(self) -> None:
-        _ = self.preprocess  # checks its own settings
+        self._check_backbone()
         ascending = list(self.strengths) == sorted(set(self.strengths))
         if not (self.strengths and ascending and all(0 < c < math.inf for c in self.strengths)):
             raise RecipeError("bad-setting", f"strengths must be above 0 and ascending, got {self.strengths}")
@@ -74,10 +81,31 @@ class ProbeRecipe:
             raise RecipeError("bad-setting", f"folds must be at least 2, got {self.folds}")
         _check_parts(self)
 
+    def _check_backbone(self) -> None:
+        if self.backbone not in BUNDLED:
+            if not self.backbone.startswith(("timm/", "local-dir:")):
+                hint = f"one of {', '.join(BUNDLED)}; timm/NAME; or local-dir:FOLDER"
+                raise RecipeError("bad-setting", f"there is no backbone {self.backbone!r}", hint=hint)
+            if self.feature_stages:
+                raise RecipeError(
+                    "bad-setting", "feature_stages are those of bundled backbones", hint="leave it out"
+                )
+        if self.weights and not self.backbone.startswith("timm/"):
+            message = (
+                f"weights={self.weights} needs an architecture, and the backbone {self.backbone!r} brings its own"
+            )
+            raise RecipeError("bad-setting", message, hint="name it: --set backbone=timm/NAME")
+        _ = self.preprocess  # checks its own settings
+
     @property
     def preprocess(self) -> Preprocess:
-        """How images become the model's input."""
-        return Preprocess(input_size_px=self.input_size_px, resize=self.resize)
+        """How images become the model's input; what is open until the weights are known as bundled backbones have it."""
+        return Preprocess(
+            input_size_px=self.input_size_px or BUNDLED[_DEFAULT_BACKBONE].input_size_px,
+            resize="squash" if self.resize == "auto" else self.resize,
+            interpolation="bilinear" if self.interpolation == "auto" else self.interpolation,
+            crop_share=self.crop_share or 1.0,
+        )
 
     @property
     def val_fraction(self) -> float:
@@ -90,12 +118,19 @@ class ProbeRecipe:
         return True
 
 
+_DEFAULT_BACKBONE = "efficientnet_lite0"
+_FEATURE_STAGES = (3, 4, 5, 6, 7, 8)
+
+
 def probe(
     *,
-    backbone: str = "efficientnet_lite0",
+    backbone: str = _DEFAULT_BACKBONE,
+    weights: str = "",
     input_size_px: int = 0,
-    resize: ResizeMode = "squash",
-    feature_stages: tuple[int, ...] = (3, 4, 5, 6, 7, 8),
+    resize: ResizeMode | Auto = "auto",
+    interpolation: Interpolation | Auto = "auto",
+    crop_share: float = 0.0,
+    feature_stages: tuple[int, ...] = _FEATURE_STAGES,
     feature_pooling: Pooling = "mean-max",
     strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
     folds: int = 5,
@@ -109,10 +144,13 @@ def probe(
     """Pretrained features and logistic regression: the default, seconds on a laptop.
 
     Args:
-        backbone: name of the bundled weights.
+        backbone: name of bundled weights; ``timm/NAME``: timm's, from the hub; ``local-dir:FOLDER``, as timm writes it.
+        weights: a ``.safetensors`` file for ``timm/NAME``, in place of the hub's.
         input_size_px: side of the square the model sees; 0 takes the size the backbone was trained at.
-        resize: ``squash``, ``crop`` or ``pad``.
-        feature_stages: stages 1-8 whose pooled outputs are the features; 8 is the convolution after the last block.
+        resize: ``squash``, ``crop`` or ``pad``; ``auto``: ``squash`` for bundled weights, else what their record says.
+        interpolation: ``bilinear`` or ``bicubic``; ``auto``: ``bilinear`` for bundled weights, else what their record says.
+        crop_share: of ``crop``: share of the middle square's side that is kept; 0: all, or what the weights' record says.
+        feature_stages: for bundled weights: stages 1-8 whose pooled outputs are the features; 8 follows the last block.
         feature_pooling: ``mean`` of each map, or ``mean-max``: its mean and its largest value (stage 8: the mean only).
         strengths: inverse L2 strengths C to choose from by cross-validation inside train.
         folds: parts of that cross-validation.
@@ -126,13 +164,21 @@ def probe(
     Raises:
         RecipeError: bad-setting.
     """
-    if backbone not in BUNDLED:
-        raise RecipeError("bad-setting", f"there is no backbone {backbone!r}", hint=f"one of {', '.join(BUNDLED)}")
+    if backbone in BUNDLED:
+        input_size_px = input_size_px or BUNDLED[backbone].input_size_px
+        resize = "squash" if resize == "auto" else resize
+        interpolation = "bilinear" if interpolation == "auto" else interpolation
+        crop_share = crop_share or 1.0
+    elif feature_stages == _FEATURE_STAGES:
+        feature_stages = ()
     return ProbeRecipe(
         name="probe",
         backbone=backbone,
-        input_size_px=input_size_px or BUNDLED[backbone].input_size_px,
+        weights=weights,
+        input_size_px=input_size_px,
         resize=resize,
+        interpolation=interpolation,
+        crop_share=crop_share,
         feature_stages=feature_stages,
         feature_pooling=feature_pooling,
         strengths=strengths,
