@@ -8,10 +8,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tellapart.evaluation.familiarity import Familiarity
 
+_AXES_ARE_AN_INPUT = (
+    18  # the opset from which reductions take them so; timm's networks are exported to one of these
+)
 
-def add_familiarity(graph: onnx.GraphProto, score: Familiarity) -> None:
+
+def add_familiarity(model: onnx.ModelProto, score: Familiarity) -> None:
     """Add the output ``familiarity`` (float32 [N]), made of ``embedding`` and ``logits`` as ``Familiarity.score`` does."""
-    gaussian = score.gaussian
+    graph, gaussian = model.graph, score.gaussian
     dim = len(gaussian.mean)
     constants = {
         "mean": gaussian.mean,
@@ -32,8 +36,13 @@ def add_familiarity(graph: onnx.GraphProto, score: Familiarity) -> None:
         numpy_helper.from_array(value.astype(np.float32), f"familiarity.{name}")
         for name, value in constants.items()
     )
+    (opset,) = (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset >= _AXES_ARE_AN_INPUT:
+        graph.initializer.append(numpy_helper.from_array(np.array([1]), "familiarity.axis"))
     for operator, inputs, output, attributes in _steps():
         names = [f"familiarity.{name}" if name not in ("embedding", "logits") else name for name in inputs]
+        if "axes" in attributes and opset >= _AXES_ARE_AN_INPUT:
+            names, attributes = [*names, "familiarity.axis"], {"keepdims": attributes["keepdims"]}
         result = "familiarity" if output == "score" else f"familiarity.{output}"
         graph.node.append(helper.make_node(operator, names, [result], name=f"familiarity_{output}", **attributes))
     graph.output.append(helper.make_tensor_value_info("familiarity", TensorProto.FLOAT, ["N"]))

@@ -155,7 +155,7 @@ def compose(
     graph.output.insert(0, helper.make_tensor_value_info("probs", TensorProto.FLOAT, ["N", len(head.bias)]))
     add_heatmap(model, head.weight)
     if familiarity is not None:
-        add_familiarity(graph, familiarity)
+        add_familiarity(model, familiarity)
     return model
 
 
