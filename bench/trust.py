@@ -26,6 +26,7 @@ from tellapart.evaluation.conformal import smallest_prob
 from tellapart.evaluation.reliability import adaptive_bins
 from tellapart.evaluation.task import RULES
 from train import save
+from trust_familiarity import measure_familiarity
 from trust_sets import ImageSet, cats_dogs, cifar, digits, fit, mean_log_loss, multilabel, probs_of
 
 Scale = tuple[np.ndarray, np.ndarray]  # logits are multiplied by the first and moved by the second
@@ -230,7 +231,7 @@ def measure_coverage(data: Path, splits: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["calibration", "coverage"])
+    parser.add_argument("what", choices=["calibration", "coverage", "familiarity", "cost"])
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--splits", type=int, default=100)

@@ -47,8 +47,15 @@ def test_the_score_by_hand():
 
 @pytest.mark.parametrize(
     "train",
-    [np.zeros((6, 4)), np.ones((6, 4)), np.eye(4)[[0, 1, 0, 1, 0, 1]], embeddings(4, dim=300), np.ones((4, 2))],
-    ids=["nothing", "constant", "two points", "fewer than dimensions", "two dimensions"],
+    [
+        np.zeros((6, 4)),
+        np.ones((6, 4)),
+        np.eye(4)[[0, 1, 0, 1, 0, 1]],
+        embeddings(4, dim=300),
+        np.ones((4, 2)),
+        embeddings(6, dim=1),
+    ],
+    ids=["nothing", "constant", "two points", "fewer than dimensions", "two dimensions", "one dimension"],
 )
 def test_it_is_always_a_number(train):
     found, _ = fit_familiarity(train, np.zeros((4, 3)), np.arange(len(train)) % 2)

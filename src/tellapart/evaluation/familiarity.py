@@ -78,12 +78,12 @@ def fit_gaussian(embeddings: FloatArray) -> Gaussian:
     spread = squares - dim * average**2
     noise = (float(np.square(np.square(centered).sum(axis=1)).sum()) / n - squares) / n
     shrinkage = min(1.0, max(0.0, noise / spread)) if spread > 0 else 1.0
-    values, axes = _largest(product, min(COMPONENTS, dim - 1, n - 1))
+    values, axes = _largest(product, max(1, min(COMPONENTS, dim - 1, n - 1)))
     if dim > n:
         axes = centered.T @ axes
         axes /= np.maximum(np.linalg.norm(axes, axis=0), _LEAST_VARIANCE)
     variances = (1 - shrinkage) * values + shrinkage * average
-    rest = (dim * average - float(variances.sum())) / (dim - len(values))
+    rest = (dim * average - float(variances.sum())) / max(1, dim - len(values))
     return Gaussian(
         mean=mean,
         axes=axes,
