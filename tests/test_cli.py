@@ -39,7 +39,7 @@ def names(n=11):
 
 def test_version_and_help():
     assert call("--version").output.strip() == f"tellapart {__version__}"
-    for command in ("train", "evaluate", "predict", "info", "demo"):
+    for command in ("train", "evaluate", "compare", "predict", "info", "demo"):
         assert command in call("--help").output
         assert call(command, "--help").exit_code == 0
 

@@ -21,6 +21,7 @@ _HOMES = {
     "TellapartError": "tellapart.errors",
     "SourceOptions": "tellapart.records",
     "check": "tellapart.pipeline",
+    "compare": "tellapart.comparing",
     "decode_image": "tellapart.imaging.decode",
     "evaluate": "tellapart.pipeline",
     "load": "tellapart.inference.predict",

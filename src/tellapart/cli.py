@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from rich.text import Text
 
 import tellapart
 from tellapart.errors import RecipeError, TellapartError
-from tellapart.records import EpochLog, Issue, SourceOptions
+from tellapart.records import DecisionRule, EpochLog, Issue, SourceOptions
 from tellapart.training.curves import sparkline
 
 app = typer.Typer(
@@ -198,11 +199,12 @@ def check(
             outside_root=outside_root,
         )
         from tellapart import pipeline
+        from tellapart.report.run_folder import describe
 
         folder = out or Path("checks") / pipeline.default_folder(source).name
         with progress_bar(quiet or as_json) as progress:
             result = pipeline.check(source, options, out=folder, fix_list=fix_list, seed=seed, progress=progress)
-        dataset = pipeline.describe(result.dataset)
+        dataset = describe(result.dataset)
         if as_json:
             _print_json(
                 {
@@ -237,6 +239,7 @@ def evaluate(
     split_column: SplitColumn = "",
     root: Root = "",
     outside_root: OutsideRoot = False,
+    report: Annotated[Path | None, typer.Option(metavar="HTML", help="Write a page to look through, too.")] = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -254,12 +257,55 @@ def evaluate(
         from tellapart.pipeline import evaluate as run_evaluate
 
         with progress_bar(quiet or as_json) as progress:
-            result = run_evaluate(model, source, options, progress=progress)
+            result = run_evaluate(model, source, options, report=report, progress=progress)
         if as_json:
             _print_json(result)
         elif not quiet:
             _print_dataset(result["dataset"])
             _print_metrics(result["test"])
+            if report is not None:
+                _say(quiet, f"{report}: look through it")
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A model.onnx that tellapart wrote.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another, for the same classes.")],
+    source: SourceArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="CSV", help="Write the images with another answer.")
+    ] = None,
+    image_column: ImageColumn = "",
+    label_column: LabelColumn = "",
+    labels: Labels = "",
+    label_separator: LabelSeparator = "",
+    split_column: SplitColumn = "",
+    root: Root = "",
+    outside_root: OutsideRoot = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether model B is really better than model A, on labelled images that neither has seen."""
+    with user_errors(as_json):
+        options = SourceOptions(
+            image_column=image_column,
+            label_column=label_column,
+            labels=_names(labels),
+            label_separator=label_separator,
+            split_column=split_column,
+            root=root,
+            outside_root=outside_root,
+        )
+        from tellapart.comparing import compare as run_compare
+
+        with progress_bar(quiet or as_json) as progress:
+            found = run_compare(a, b, source, options, out=out, progress=progress)
+        if as_json:
+            _print_json({**found.result, "changed": list(found.changed), "dataset": found.dataset})
+        elif not quiet:
+            _print_comparison(found.result)
+            if out is not None:
+                _say(quiet, f"\n{out}: the {len(found.changed):,} images with another answer")
 
 
 @app.command()
@@ -297,11 +343,12 @@ def predict(
         found = _images(arguments, options)
         classifier = load(model, coverage=coverage)
         if out == "-":
+            rules = classifier.card.decision_rules
             rows = (
-                row(prediction, classifier.class_names, all_probs=probs)
+                row(prediction, classifier.class_names, all_probs=probs, rules=rules)
                 for prediction in classifier.iter_predictions(found)
             )
-            names = columns(classifier.class_names, all_probs=probs)
+            names = columns(classifier.class_names, all_probs=probs, rules=rules)
             stream_rows(rows, names, sys.stdout, as_json=as_json)
             return
         with progress_bar(quiet or as_json) as progress:
@@ -358,6 +405,7 @@ def info(model: ModelArgument, as_json: JsonOption = False) -> None:
             "input": f"{card.preprocess.input_size_px} x {card.preprocess.input_size_px} px, {card.preprocess.resize}",
             "recipe": str(card.recipe.get("name")),
             **_said_of_test(card.metrics),
+            **_said_of_rules(card.decision_rules, card.metrics),
             "temperature": f"{card.calibration.temperature:.3f} ({card.calibration.method}, {card.calibration.n} images)",
             "prediction sets": f"{card.conformal.coverage:.0%} coverage, {card.conformal.n} images"
             if card.conformal
@@ -529,6 +577,37 @@ def _said_of_test(metrics: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _said_of_rules(rules: Sequence[DecisionRule], metrics: Mapping[str, Any]) -> dict[str, str]:
+    measured = {rule["class_name"]: rule["bands"] for rule in metrics.get("bands", [])}
+    return {
+        f"bands of {rule.class_name}": "\n".join(
+            _said_of_band(asdict(band), reached)
+            for band, reached in zip_longest(rule.bands, measured.get(rule.class_name, []))
+        )
+        for rule in rules
+    }
+
+
+def _said_of_band(band: Mapping[str, Any], reached: Mapping[str, Any] | None) -> str:
+    """One line: from which probability, what for, and what came of it on the test images."""
+    if band["note"]:
+        return f"{band['name']} ({band['goal']}): empty: {band['note']}"
+    goal = f" ({band['goal']})" if band["goal"] else ""
+    line = f"{band['name']}{goal}: from {band['min_prob']:.4f}"
+    if reached is None:
+        return line
+    return (
+        f"{line}; {reached['n']:,} test images, precision {_interval(reached['precision'])}, "
+        f"recall with those above {_interval(reached['recall_at_or_above'])}"
+    )
+
+
+def _print_bands(rule: Mapping[str, Any]) -> None:
+    out_console.print(f"bands of {rule['class_name']}", markup=False, highlight=False)
+    for band in rule["bands"]:
+        out_console.print(f"  {_said_of_band(band, band)}", markup=False, highlight=False)
+
+
 def _print_run(report: Mapping[str, Any], model_path: Path) -> None:
     _print_dataset(report["dataset"])
     _print_metrics(report["test"])
@@ -537,7 +616,8 @@ def _print_run(report: Mapping[str, Any], model_path: Path) -> None:
     if "verdict" in report["fit"]:
         out_console.print(report["fit"]["verdict"], markup=False, highlight=False)
     seconds = report["seconds"]["total"]
-    out_console.print(f"\n[bold]{escape(str(model_path))}[/] and report.json written in {seconds:.1f} s")
+    out_console.print(f"\n[bold]{escape(str(model_path))}[/] written in {seconds:.1f} s")
+    _say(False, f"Look: {model_path.with_name('report.html')}")
     out_console.print("Next: ", end="")
     out_console.print(f"tellapart predict {model_path} NEW_IMAGES -o predictions.csv", style="cyan")
 
@@ -592,6 +672,37 @@ def _print_metrics(test: Mapping[str, Any]) -> None:
         _print_confusions(test["class_names"], test["confusion_matrix"])
     for warning in test.get("warnings", ()):
         out_console.print(f"note: {warning}", markup=False, highlight=False)
+    for rule in test.get("bands", []):
+        _print_bands(rule)
+
+
+def _print_comparison(result: Mapping[str, Any]) -> None:
+    out_console.print(f"[bold]{escape(result['sentence'])}[/]", highlight=False)
+    table = Table(title=f"\n{result['n']:,} test images", title_justify="left", title_style="")
+    for column in ("", "images", "A", "B", "B - A, in points", "p"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, row in {result["measure"]: result, **result["per_class"]}.items():
+        label = name if row is result else f"recall of {name}"
+        shares = (_share(row["a"]), _share(row["b"]), _points(row["difference"]))
+        table.add_row(Text(label), f"{row['n']:,}", *shares, f"{row['p']:.2g}")
+    out_console.print(table)
+    if "map_difference" in result:
+        out_console.print(f"mAP, B - A: {_points(result['map_difference'])} points", highlight=False)
+    loss = "{value:+.4f} ({low:+.4f} to {high:+.4f})".format(**result["log_loss_difference"])
+    out_console.print(f"log loss, B - A: {loss}, below 0 B is better", highlight=False)
+    pairs = ", ".join(f"{count:,} {name}" for name, count in result["pairs"].items())
+    out_console.print(f"images from A to B: {pairs}", highlight=False)
+
+
+def _share(interval: Mapping[str, float | None]) -> str:
+    return "-" if interval["value"] is None else f"{interval['value']:.1%}"
+
+
+def _points(interval: Mapping[str, float | None]) -> str:
+    value, low, high = interval["value"], interval["low"], interval["high"]
+    if value is None or low is None or high is None:
+        return "-"
+    return f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _print_confusions(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> None:

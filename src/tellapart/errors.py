@@ -77,6 +77,7 @@ CODES = MappingProxyType(
         "newer-model": "the model file was written by a newer version of tellapart",
         "older-model": "the model file was written by an older version of tellapart, in a form no longer read",
         "no-such-coverage": "the model holds no prediction sets at that coverage",
+        "models-differ": "two models that are to be compared are not for the same classes or the same task",
         "weights-mismatch": "pretrained weights are not the ones this version was written for",
         "weights-missing": "the package with the pretrained weights is not installed",
         "model-disagrees": "the composed model file answers differently from the model that was fitted",

@@ -77,15 +77,20 @@ class Clause:
             raise self.error("a comma", self.arguments[after])
 
 
-def parse_clauses(setting: str, text: str) -> Iterator[Clause]:
+def parse_clauses(setting: str, text: str, *, start: int = 0, end: int | None = None) -> Iterator[Clause]:
     """Cut a setting's text into clauses; an empty text has none.
+
+    Args:
+        setting: its name, for messages.
+        text: all of it.
+        start: where in the text, its runs of white space made one space each, the clauses begin.
+        end: where they end; None for the end of the text.
 
     Raises:
         RecipeError: bad-setting, when nothing stands between two commas.
     """
     source = " ".join(text.split())  # a text of several lines is shown as one
-    start = 0
-    for part in source.split(",") if source else []:
+    for part in source[start:end].split(",") if source else []:
         words = tuple(Word(match.group(), start + match.start()) for match in re.finditer(r"\S+", part))
         if not words:
             message = f"{setting}: nothing stands between two commas\n  {source}\n  {' ' * start}^"

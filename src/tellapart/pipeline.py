@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from tellapart import __version__
 from tellapart.checking.fixes import apply_fixes, read_fix_list, write_fix_list
 from tellapart.checking.page import render_page
 from tellapart.checking.run import CheckResult, run_check, write_issues
 from tellapart.data.check import check_contents, require_enough
-from tellapart.data.copies import find_copies, leaked_paths
-from tellapart.data.dataset import LABEL_KEY, Dataset, Split
+from tellapart.data.copies import find_copies
+from tellapart.data.dataset import Dataset
 from tellapart.data.sources import (
     DEFAULT_OPTIONS,
     Source,
@@ -31,16 +30,16 @@ from tellapart.data.sources import (
 )
 from tellapart.data.split import split
 from tellapart.errors import DataError, TrainingError
-from tellapart.evaluation.decide import decide
 from tellapart.evaluation.familiarity import fit_familiarity_rule
-from tellapart.evaluation.measure import measure
+from tellapart.evaluation.rules import fit_rules, parse_rules
 from tellapart.evaluation.task import RULES
 from tellapart.inference.bundled import open_backbone
-from tellapart.inference.model import ModelFile, pack
+from tellapart.inference.model import pack
 from tellapart.inference.predict import Classifier, load
 from tellapart.records import (
     Calibration,
     ConformalRule,
+    DecisionRule,
     EpochLog,
     ModelCard,
     Progress,
@@ -48,12 +47,15 @@ from tellapart.records import (
     Task,
     no_progress,
 )
-from tellapart.storage import atomic_file, locked_folder, write_bytes, write_json
+from tellapart.report.present import present, training_command
+from tellapart.report.run_folder import describe, write_run
+from tellapart.storage import locked_folder, write_bytes
+from tellapart.training.answers import answer, measure_answers, measure_leaks
 from tellapart.training.label_check import out_of_fold_probs
-from tellapart.training.recipes import Recipe, build_recipe, probe, recipe_settings, recipe_toml
+from tellapart.training.recipes import Recipe, build_recipe, probe, recipe_settings
 from tellapart.training.resume import UnfinishedRun, begin_run, finish_run, read_run, require_same_images
-from tellapart.training.train import Fitted, Way, learning_part, open_way
-from tellapart.training.verify import Answered, Answers, answer, verify
+from tellapart.training.train import Fitted, learning_part, open_way
+from tellapart.training.verify import verify
 
 REPORT_VERSION = 2
 
@@ -115,6 +117,9 @@ def train(
     recipe = build_recipe(recipe, settings) if isinstance(recipe, str) else recipe
     run = UnfinishedRun(source=_lasting_name(source), options=options, recipe=recipe, seed=seed)
     dataset = _open(source, options)
+    parse_rules(
+        recipe.decision_rules, dataset.class_names
+    )  # what is wrong with them is said before anything is done
     with locked_folder(Path(out) if out else default_folder(source)) as folder:
         begin_run(folder, run)
         return _train(dataset, run, folder, tensorboard=tensorboard, progress=progress, on_epoch=on_epoch)
@@ -225,7 +230,15 @@ def _train(
     with clock.stage("verify"):
         card = _card(fitted, calibration, dataset, way.recipe)
         rule = fit_familiarity_rule(fitted.familiar_scores, rate=way.recipe.false_alarms, method=fitted.method)
-        card = replace(card, familiarity=rule, conformal=conformal, label_thresholds=thresholds, task=dataset.task)
+        bands = _decision_rules(fitted, calibration, dataset, way.recipe)
+        card = replace(
+            card,
+            familiarity=rule,
+            conformal=conformal,
+            label_thresholds=thresholds,
+            decision_rules=bands,
+            task=dataset.task,
+        )
         model = pack(fitted.to_onnx(calibration, dataset.task), card)
         part = dataset.used("calib") if fitted.method == "calib" else dataset.used("train")
         classifier = Classifier(model)
@@ -236,7 +249,8 @@ def _train(
         if not tested.answers:
             raise DataError("no-images", "no test image could be read", hint="tellapart check says why for each")
         test = measure_answers(dataset.used("test"), tested.answers, model.card)
-        leaks = measure_leaks(dataset, way, tested, model.card)
+        learned = dataset.used("train", "val", "calib")
+        leaks = measure_leaks(learned, way.thumbnails(learned), dataset.used("test"), tested, model.card)
     report: dict[str, Any] = {
         "schema_version": REPORT_VERSION,
         "test": test,
@@ -250,7 +264,16 @@ def _train(
         "seconds": clock.seconds(),
     }
     card = replace(model.card, metrics=test, verification=verification, dataset=report["dataset"])
-    _write_run(folder, model.with_card(card), dataset, answers | tested.answers, way.recipe, report)
+    write_run(
+        folder,
+        model.with_card(card),
+        dataset,
+        answers | tested.answers,
+        report,
+        recipe=way.recipe,
+        command=training_command(run.source, run.options, run.recipe, run.seed),
+        progress=progress,
+    )
     if not fitted.interrupted:
         finish_run(folder)
     return Run(folder=folder, report=report, interrupted=fitted.interrupted)
@@ -277,6 +300,7 @@ def evaluate(
     source: Source,
     options: SourceOptions = DEFAULT_OPTIONS,
     *,
+    report: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> Mapping[str, Any]:
     """Measure a model file on labelled images.
@@ -285,6 +309,7 @@ def evaluate(
         model: a model file, or one that is open.
         source: as for ``train``, with the model's classes; of a source with a test part that part only.
         options: as for ``train``.
+        report: HTML page to write, too.
         progress: called as the images are answered.
 
     Returns:
@@ -293,6 +318,7 @@ def evaluate(
     Raises:
         ModelError: the file is at fault.
         DataError: the source is at fault.
+        StorageError: cannot-write.
     """
     classifier = model if isinstance(model, Classifier) else load(model)
     task = classifier.card.task
@@ -303,7 +329,20 @@ def evaluate(
         raise DataError(
             "no-images", f"no image in {source} could be read", hint="tellapart predict says why for each"
         )
-    return {"test": measure_answers(dataset.used(), found.answers, classifier.card), "dataset": describe(dataset)}
+    measured = {
+        "test": measure_answers(dataset.used(), found.answers, classifier.card),
+        "dataset": describe(dataset),
+    }
+    if report is not None:
+        title, command = (
+            default_folder(source).name,
+            f"tellapart evaluate model.onnx {default_folder(source).name}",
+        )
+        page = present(
+            measured, dataset, found.answers, classifier.model, title=title, command=command, progress=progress
+        )
+        write_bytes(Path(report), page)
+    return measured
 
 
 def check(
@@ -375,37 +414,13 @@ def calibrate(fitted: Fitted, recipe: Recipe, task: Task) -> tuple[Calibration, 
     return calibration, conformal, rules.fit_thresholds(probs, labels, recipe.label_thresholds)
 
 
-def measure_answers(part: Dataset, answers: Answers, card: ModelCard) -> dict[str, Any]:
-    """Measure a model file's answers about the images in use of one part."""
-    rows = [answers[path] for path in part.paths]
-    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return measure(part.labels, stacked, card)
-
-
-def measure_leaks(dataset: Dataset, way: Way, tested: Answered, card: ModelCard) -> dict[str, Any]:
-    """Test images that show the same picture as an image of another part, and the metrics without them.
-
-    ``test_without`` is None where nothing leaks, and where nothing is left.
-    """
-    learned, test = dataset.used("train", "val", "calib"), dataset.used("test")
-    thumbnails = [*way.thumbnails(learned), *(tested.thumbnails[path] for path in test.paths)]
-    paths = leaked_paths(learned, test, np.stack(thumbnails))
-    rest = test.where(~pl.col("path").is_in(paths))
-    measured = measure_answers(rest, tested.answers, card) if paths and len(rest) else None
-    return {"n": len(paths), "paths": paths, "test_without": measured}
-
-
-def describe(dataset: Dataset) -> dict[str, Any]:
-    """What became of every file, as numbers."""
-    splits: tuple[Split, ...] = ("train", "val", "calib", "test")
-    return {
-        **asdict(dataset.counts()),
-        "notes": list(dataset.notes),
-        "reasons": dataset.reasons(),
-        "classes": dataset.class_counts(),
-        "splits": {name: dataset.class_counts(name) for name in splits if len(dataset.used(name))},
-        "fingerprint": dataset.fingerprint(),
-    }
+def _decision_rules(
+    fitted: Fitted, calibration: Calibration, dataset: Dataset, recipe: Recipe
+) -> tuple[DecisionRule, ...]:
+    """Fit the recipe's decision rules on the images the temperature was fitted on."""
+    probs = RULES[dataset.task].probs(fitted.held_out_logits.astype(np.float64) / calibration.temperature)
+    wanted = parse_rules(recipe.decision_rules, dataset.class_names)
+    return fit_rules(wanted, fitted.held_out_labels, probs, dataset.class_names)
 
 
 def _card(fitted: Fitted, calibration: Calibration, dataset: Dataset, recipe: Recipe) -> ModelCard:
@@ -422,40 +437,6 @@ def _card(fitted: Fitted, calibration: Calibration, dataset: Dataset, recipe: Re
             **{name: version(name) for name in ("openvino", "onnx", "numpy", "scipy")},
         },
     )
-
-
-def _write_run(
-    folder: Path,
-    model: ModelFile,
-    dataset: Dataset,
-    answers: Answers,
-    recipe: Recipe,
-    report: Mapping[str, Any],
-) -> None:
-    """Write the run's files, each whole or not at all; the model comes last, so that it never lacks its report."""
-    dataset.write_parquet(folder / "dataset.parquet")
-    with atomic_file(folder / "predictions.parquet") as file:
-        _prediction_table(dataset, answers, model.card).write_parquet(file)
-    write_bytes(folder / "recipe.toml", recipe_toml(recipe).encode())
-    write_json(folder / "report.json", report)
-    model.save(folder / "model.onnx")
-
-
-def _prediction_table(dataset: Dataset, answers: Answers, card: ModelCard) -> pl.DataFrame:
-    """One row for each image the model file was asked about."""
-    rows = []
-    for path, split_name, label in dataset.used().table.select("path", "split", LABEL_KEY).iter_rows():
-        if path in answers:
-            said = decide(path, answers[path], card)
-            row = {
-                "path": path,
-                "split": split_name,
-                "label": label,
-                "predicted": said.label,
-                "prob": said.prob,
-            }
-            rows.append({**row, "verdict": said.verdict, "probs": said.probs})
-    return pl.DataFrame(rows)
 
 
 class _Clock:

@@ -1,5 +1,6 @@
 """The records that cross the layers: frozen, and checked where they are made."""
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -243,6 +244,55 @@ class FamiliarityRule:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Band:
+    """A named range of one class's probability.
+
+    Attributes:
+        name: what the user calls it, such as ``high``.
+        min_prob: probability from which an image is in this band, or in one above it; None: no image ever is.
+        goal: what the probability was chosen for, such as ``precision 0.95``; empty for the last band.
+        note: why no image is in the band.
+    """
+
+    name: str
+    min_prob: float | None
+    goal: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(text, str) for text in (self.name, self.goal, self.note)) or not self.name:
+            raise ValueError("a band needs a name, and texts for its goal and its note")
+        if self.min_prob is not None and not 0 <= self.min_prob <= 1:
+            raise ValueError(f"min_prob must be 0 to 1, got {self.min_prob}")
+        if (self.min_prob is None) != bool(self.note):
+            raise ValueError(f"a band says why no image is in it, and only then: {self}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecisionRule:
+    """Named bands of one class's probability.
+
+    Attributes:
+        class_name: whose probability.
+        bands: from the top down; the last has no goal and takes the rest.
+    """
+
+    class_name: str
+    bands: tuple[Band, ...]
+
+    def __post_init__(self) -> None:
+        names = [band.name for band in self.bands]
+        if len(names) < 2 or len(set(names)) != len(names):
+            raise ValueError(f"a rule needs two or more bands with different names, got {names}")
+        *goals, rest = self.bands
+        if rest.goal or rest.min_prob != 0 or not all(band.goal for band in goals):
+            raise ValueError("the last band takes the rest, all others have a goal")
+        limits = [band.min_prob for band in goals if band.min_prob is not None]
+        if any(lower >= upper for upper, lower in itertools.pairwise(limits)):
+            raise ValueError(f"the bands of a rule must go from the top down, got {limits}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Weights:
     """Where pretrained weights came from, and on what terms."""
 
@@ -283,7 +333,7 @@ class ModelCard:
         conformal: the rule behind the verdict ``sure``; None where there was nothing to fit it on.
         familiarity: the rule behind the verdict ``unfamiliar``; None in files without the output ``familiarity``.
         label_thresholds: K probabilities from which a label is given; none where every image has one class.
-        decision_rules: reserved for named bands of a class's probability.
+        decision_rules: named bands of a class's probability, at most one rule a class.
         metrics: as in ``report.json`` under ``test``; empty until measured.
         graph_sha256: checksum of the graph's bytes in the file.
         verification: how far the file's own answers lie from the fitted model's.
@@ -299,7 +349,7 @@ class ModelCard:
     conformal: ConformalRule | None = None
     familiarity: FamiliarityRule | None = None
     label_thresholds: tuple[float, ...] = ()
-    decision_rules: tuple[Mapping[str, object], ...] = ()
+    decision_rules: tuple[DecisionRule, ...] = ()
     recipe: Mapping[str, object] = field(default_factory=dict)
     dataset: Mapping[str, object] = field(default_factory=dict)
     metrics: Mapping[str, object] = field(default_factory=dict)
@@ -316,6 +366,9 @@ class ModelCard:
             expected = len(self.class_names) if self.conformal.per_class else 1
             if len(self.conformal.levels[0].min_probs) != expected:
                 raise ValueError(f"the prediction sets need {expected} thresholds at each coverage")
+        ruled = [rule.class_name for rule in self.decision_rules]
+        if len(set(ruled)) != len(ruled) or not set(ruled) <= set(self.class_names):
+            raise ValueError(f"decision rules are for different classes of the model, got {ruled}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -386,6 +439,7 @@ class Prediction:
         prediction_set: the classes that cannot be ruled out at the coverage, most probable first.
         familiarity: how much the image is like the training images; None for files without that output.
         error: code of the error, empty without one.
+        bands: for each decision rule of the model, its class and the name of the band the image is in.
     """
 
     path: str
@@ -396,6 +450,7 @@ class Prediction:
     prediction_set: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     familiarity: float | None = None
+    bands: tuple[tuple[str, str], ...] = ()
     error: str = ""
     message: str = ""
 

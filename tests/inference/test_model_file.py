@@ -20,11 +20,18 @@ from tellapart.inference.model import (
     parse_model,
     read_model,
 )
-from tellapart.records import Calibration, Preprocess
+from tellapart.records import Band, Calibration, DecisionRule, Preprocess
 
 CONTENT = tiny_model().onnx_bytes
 RULE = card_document(tiny_card())["conformal"]
 FAMILIARITY = {"threshold": 0.0, "rate": 0.02, "promised": 0.02, "achieved": 0.01, "method": "calib", "n": 60}
+BANDS = {
+    "class_name": "green",
+    "bands": [
+        {"name": "high", "min_prob": 0.75, "goal": "precision 0.9", "note": ""},
+        {"name": "low", "min_prob": 0.0, "goal": "", "note": ""},
+    ],
+}
 
 
 def code_of(content):
@@ -42,6 +49,20 @@ def test_round_trip(tmp_path):
     found = read_model(tmp_path / "model.onnx")
     assert found == written
     assert found.card == tiny_card(graph_sha256=graph_checksum(parsed(written)))
+
+
+def test_round_trip_of_decision_rules():
+    rule = DecisionRule(
+        class_name="green",
+        bands=(
+            Band(name="high", min_prob=0.1 + 0.2, goal="precision 0.9"),
+            Band(name="medium", min_prob=None, goal="recall 0.5", note="out of reach"),
+            Band(name="low", min_prob=0.0),
+        ),
+    )
+    model = tiny_model(decision_rules=(rule,))
+    assert parse_model(model.onnx_bytes).card.decision_rules == (rule,)
+    assert parse_model(with_values(decision_rules=[BANDS])).card.decision_rules[0].bands[0].min_prob == 0.75
 
 
 def test_round_trip_of_a_real_model(run):
@@ -324,6 +345,18 @@ def test_a_card_that_is_no_card(text):
         {"weights": "ImageNet"},
         {"weights": []},
         {"decision_rules": 1},
+        {"decision_rules": ["green: high above 0.5, low"]},
+        {"decision_rules": [BANDS | {"class_name": "pink"}]},
+        {"decision_rules": [BANDS | {"class_name": 1}]},
+        {"decision_rules": [BANDS, BANDS]},
+        {"decision_rules": [BANDS | {"more": 1}]},
+        {"decision_rules": [BANDS | {"bands": "ab"}]},
+        {"decision_rules": [BANDS | {"bands": BANDS["bands"][:1]}]},
+        {"decision_rules": [BANDS | {"bands": BANDS["bands"][::-1]}]},
+        {"decision_rules": [BANDS | {"bands": [BANDS["bands"][0] | {"min_prob": "0.5"}, BANDS["bands"][1]]}]},
+        {"decision_rules": [BANDS | {"bands": [BANDS["bands"][0] | {"min_prob": 1.5}, BANDS["bands"][1]]}]},
+        {"decision_rules": [BANDS | {"bands": [BANDS["bands"][0] | {"min_prob": None}, BANDS["bands"][1]]}]},
+        {"decision_rules": [BANDS | {"bands": [BANDS["bands"][0] | {"name": ["high"]}, BANDS["bands"][1]]}]},
         {"schema_version": "1"},
         {"schema_version": None},
     ],

@@ -41,7 +41,7 @@ SETTINGS = {
 }
 CLOCK = ("images_per_s", "seconds")
 RUN_FILES = {
-    *("model.onnx", "report.json", "recipe.toml", "dataset.parquet", "predictions.parquet"),
+    *("model.onnx", "report.html", "report.json", "recipe.toml", "dataset.parquet", "predictions.parquet"),
     *("log.jsonl", "curves.svg", ".lock"),
 }
 KILLS = 200

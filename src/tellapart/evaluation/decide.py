@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from tellapart.errors import ModelError
 from tellapart.evaluation.metrics import Answer
+from tellapart.evaluation.rules import bands_of
 from tellapart.evaluation.task import RULES
 from tellapart.records import ModelCard, Prediction
 
@@ -23,6 +24,8 @@ def decide(path: str, answer: Answer, card: ModelCard, coverage: float | None = 
         ModelError: no-such-coverage.
     """
     said = RULES[card.task].decide(path, answer, card, coverage)
+    if card.decision_rules:
+        said = replace(said, bands=bands_of(card, answer["probs"]))
     if "familiarity" not in answer:
         return said
     familiarity = float(answer["familiarity"])

@@ -17,8 +17,10 @@ from tellapart.evaluation.familiarity import Familiarity
 from tellapart.inference.familiarity import add_familiarity
 from tellapart.inference.heatmap import HEATMAP, add_heatmap
 from tellapart.records import (
+    Band,
     Calibration,
     ConformalRule,
+    DecisionRule,
     FamiliarityRule,
     ModelCard,
     Preprocess,
@@ -239,7 +241,7 @@ def _card(document: str) -> ModelCard:
             raise TypeError("class_names must be a list of names")
         values["class_names"] = tuple(values["class_names"])
         values["label_thresholds"] = tuple(values["label_thresholds"])
-        values["decision_rules"] = tuple(values["decision_rules"])
+        values["decision_rules"] = tuple(_decision_rule(rule) for rule in values["decision_rules"])
         values["preprocess"] = Preprocess(**values["preprocess"])
         values["calibration"] = Calibration(**values["calibration"])
         values["weights"] = None if values["weights"] is None else Weights(**values["weights"])
@@ -254,6 +256,12 @@ def _card(document: str) -> ModelCard:
 def _conformal(values: Mapping[str, Any]) -> ConformalRule:
     levels = tuple(SetLevel(**{**level, "min_probs": tuple(level["min_probs"])}) for level in values["levels"])
     return ConformalRule(**{**values, "levels": levels})
+
+
+def _decision_rule(values: Mapping[str, Any]) -> DecisionRule:
+    if not isinstance(values["bands"], list):
+        raise TypeError("the bands of a decision rule must be a list")
+    return DecisionRule(**{**values, "bands": tuple(Band(**band) for band in values["bands"])})
 
 
 def _require_safe(model: onnx.ModelProto) -> None:

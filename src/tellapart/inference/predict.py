@@ -40,7 +40,8 @@ class Classifier:
         ModelError: no-such-coverage; damaged-model, when the engine cannot make sense of it.
 
     Attributes:
-        card: what the model says about itself.
+        model: the file.
+        card: what it says about itself.
         engine: runs the file's graph.
     """
 
@@ -52,6 +53,7 @@ class Classifier:
         coverage: float | None = None,
         outputs: Collection[str] = VERDICT_OUTPUTS,
     ) -> None:
+        self.model = model
         self.card: ModelCard = model.card
         self.coverage = coverage
         if coverage is not None:

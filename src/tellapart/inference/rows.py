@@ -15,7 +15,7 @@ from tellapart.errors import StorageError
 from tellapart.imaging.files import iter_files
 from tellapart.inference.engine import ImageSource
 from tellapart.inference.predict import Classifier, NamedImage, name_of
-from tellapart.records import Prediction, Progress
+from tellapart.records import DecisionRule, Prediction, Progress
 from tellapart.storage import atomic_file, sha256, writing
 
 Row = dict[str, Any]
@@ -40,13 +40,20 @@ def iter_paths(arguments: Iterable[str]) -> Iterator[str]:
             yield argument
 
 
-def row(prediction: Prediction, class_names: Sequence[str], *, all_probs: bool) -> Row:
+def row(
+    prediction: Prediction,
+    class_names: Sequence[str],
+    *,
+    all_probs: bool,
+    rules: Sequence[DecisionRule] = (),
+) -> Row:
     """One prediction as a row; without an answer its cells are empty, not missing.
 
     Args:
         prediction: of one image.
         class_names: K names.
         all_probs: add a column ``prob_NAME`` for each class.
+        rules: the model's; each adds a column ``band_NAME``.
     """
     cells: Row = {
         "path": prediction.path,
@@ -57,6 +64,8 @@ def row(prediction: Prediction, class_names: Sequence[str], *, all_probs: bool) 
         "prediction_set": "|".join(prediction.prediction_set) or None,
         "error": prediction.error or None,
     }
+    bands = dict(prediction.bands)
+    cells |= {f"band_{rule.class_name}": bands.get(rule.class_name) for rule in rules}
     if all_probs:
         probs: Sequence[float | None] = prediction.probs or [None] * len(class_names)
         cells |= {f"prob_{name}": prob for name, prob in zip(class_names, probs, strict=True)}
@@ -101,7 +110,8 @@ def write_predictions(
     if out.suffix not in OUTPUT_SUFFIXES:
         hint = f"end it in one of {', '.join(OUTPUT_SUFFIXES)}, or write - for standard output"
         raise StorageError("bad-output", f"{out} has no ending that says what to write", hint=hint)
-    key = sha256(f"{classifier.card.graph_sha256} {all_probs} {classifier.coverage}".encode())[:12]
+    rules = classifier.card.decision_rules
+    key = sha256(f"{classifier.card.graph_sha256} {all_probs} {classifier.coverage} {rules}".encode())[:12]
     part = out.with_name(f".{out.name}.{key}.part")
     verdicts: dict[str, int] = {}
     with writing(part):
@@ -111,7 +121,7 @@ def write_predictions(
         rest = _skip_done(part, iter(images), verdicts)
         with part.open("a", encoding="utf-8") as file:
             for done, prediction in enumerate(classifier.iter_predictions(rest), start=sum(verdicts.values()) + 1):
-                cells = row(prediction, classifier.class_names, all_probs=all_probs)
+                cells = row(prediction, classifier.class_names, all_probs=all_probs, rules=rules)
                 file.write(json.dumps(cells) + "\n")
                 verdicts[prediction.verdict] = verdicts.get(prediction.verdict, 0) + 1
                 if done % _FLUSH_ROWS == 0:
@@ -119,14 +129,15 @@ def write_predictions(
                 progress("predicting", done, None)
     if not verdicts:
         raise StorageError("nothing-to-predict", "no image was found", hint="give a folder, a glob or files")
-    _WRITERS[out.suffix](part, out, columns(classifier.class_names, all_probs=all_probs))
+    _WRITERS[out.suffix](part, out, columns(classifier.class_names, all_probs=all_probs, rules=rules))
     part.unlink()
     return verdicts
 
 
-def columns(class_names: Sequence[str], *, all_probs: bool) -> list[str]:
+def columns(class_names: Sequence[str], *, all_probs: bool, rules: Sequence[DecisionRule] = ()) -> list[str]:
     """Names of the columns."""
-    return list(row(Prediction(path="", verdict="error", error="-"), class_names, all_probs=all_probs))
+    nothing = Prediction(path="", verdict="error", error="-")
+    return list(row(nothing, class_names, all_probs=all_probs, rules=rules))
 
 
 def _skip_done(

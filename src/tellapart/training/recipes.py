@@ -48,6 +48,7 @@ class ProbeRecipe:
         conformal: whether that holds over ``all-classes`` together, or ``per-class``, which needs more images.
         false_alarms: share of familiar images that may be called unfamiliar, 0-0.5; 49 images are enough to promise 0.02.
         label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
+        decision_rules: named bands of a class's probability, such as ``dog: high precision 0.95, low``.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ProbeRecipe:
     conformal: Conformal
     false_alarms: float
     label_thresholds: str
+    decision_rules: str
 
     def __post_init__(self) -> None:
         _ = self.preprocess  # checks its own settings
@@ -105,6 +107,7 @@ def probe(
     conformal: Conformal = "all-classes",
     false_alarms: float = 0.02,
     label_thresholds: str = "f1",
+    decision_rules: str = "",
 ) -> ProbeRecipe:
     """Pretrained features and logistic regression: the default, seconds on a laptop.
 
@@ -122,6 +125,7 @@ def probe(
         conformal: whether that holds over ``all-classes`` together, or ``per-class``, which needs more images.
         false_alarms: share of familiar images that may be called unfamiliar, 0-0.5; 49 images are enough to promise 0.02.
         label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
+        decision_rules: named bands of a class's probability, such as ``dog: high precision 0.95, low``.
 
     Raises:
         RecipeError: bad-setting.
@@ -143,6 +147,7 @@ def probe(
         conformal=conformal,
         false_alarms=false_alarms,
         label_thresholds=label_thresholds,
+        decision_rules=decision_rules,
     )
 
 
@@ -184,6 +189,7 @@ class NetworkRecipe:
         conformal: whether that holds over ``all-classes`` together, or ``per-class``, which needs more images.
         false_alarms: share of familiar images that may be called unfamiliar, 0-0.5; 49 images are enough to promise 0.02.
         label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
+        decision_rules: named bands of a class's probability, such as ``dog: high precision 0.95, low``.
     """
 
     name: str
@@ -219,6 +225,7 @@ class NetworkRecipe:
     conformal: Conformal = "all-classes"
     false_alarms: float = 0.02
     label_thresholds: str = "f1"
+    decision_rules: str = ""
 
     def __post_init__(self) -> None:
         for key, values in _CHOICES.items():

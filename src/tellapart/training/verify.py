@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,48 +12,16 @@ from tellapart.errors import ImageError, ModelError
 from tellapart.evaluation.metrics import Answer
 from tellapart.evaluation.task import RULES
 from tellapart.imaging.decode import Pixels
-from tellapart.inference.engine import Engine, OpenVINOEngine, Outputs, WithThumbnails, iter_outputs
+from tellapart.inference.engine import Engine, OpenVINOEngine, Outputs, iter_outputs
 from tellapart.inference.model import ModelFile
-from tellapart.inference.predict import VERDICT_OUTPUTS, Classifier
+from tellapart.inference.predict import Classifier
 from tellapart.records import ModelCard, Progress
+from tellapart.training.answers import Answers, verdict_outputs
 
 TIE_MARGIN = 0.02
 """Two classes whose probabilities are closer than this are a tie: rounding may put either first."""
 
 _REFERENCE = "probs in full precision"
-
-Answers = dict[str, Outputs]
-"""What the model file says of each image, by path: the outputs a verdict is made from."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answered:
-    """What came of asking a model file about images.
-
-    Attributes:
-        answers: of the images that can be decoded, by path.
-        thumbnails: (32, 32) uint8 of the same.
-        refused: code and message of the others, by path.
-    """
-
-    answers: Answers
-    thumbnails: dict[str, Pixels]
-    refused: dict[str, tuple[str, str]]
-
-
-def answer(classifier: Classifier, part: Dataset, progress: Progress) -> Answered:
-    """Ask the model file about images, from their files; called ``testing`` where progress is told."""
-    found = Answered(answers={}, thumbnails={}, refused={})
-    engine = WithThumbnails(classifier.engine)
-    outputs = iter_outputs(engine, classifier.card.preprocess, part.images)
-    for done, (path, output) in enumerate(zip(part.paths, outputs, strict=True), start=1):
-        if isinstance(output, ImageError):
-            found.refused[path] = (output.code, output.message)
-        else:
-            found.answers[path] = _answered(output)
-            found.thumbnails[path] = output["thumbnail"]
-        progress("testing", done, len(part))
-    return found
 
 
 def verify(
@@ -88,7 +55,7 @@ def verify(
             if isinstance(output, ImageError):
                 hint = "it was there when the run began; leave the images alone until it ends, and train again"
                 raise ImageError(output.code, f"{path} can no longer be read: {output.message}", hint=hint)
-            answers[path] = _answered(output)
+            answers[path] = verdict_outputs(output)
             full.append(output[_REFERENCE] if reduced else output["probs"])
             progress("verifying", len(answers), len(part))
     probs = np.stack([answer["probs"] for answer in answers.values()])
@@ -110,10 +77,6 @@ def verify(
     if reduced:
         found["against_f32"] = _difference(np.stack(full), probs, model.card)
     return found, answers
-
-
-def _answered(outputs: Outputs) -> Outputs:
-    return {name: outputs[name] for name in VERDICT_OUTPUTS if name in outputs}
 
 
 class _WithReference:

@@ -1,0 +1,109 @@
+"""From a measured model to its page: which images to show, what speaks for their answers, and how to get the same again."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tellapart.data.dataset import Dataset
+from tellapart.errors import ImageError
+from tellapart.evaluation.metrics import Answer
+from tellapart.evaluation.task import RULES
+from tellapart.imaging.decode import StoredImage
+from tellapart.inference.engine import OpenVINOEngine, iter_outputs
+from tellapart.inference.heatmap import HEATMAP, class_evidence
+from tellapart.inference.model import ModelFile
+from tellapart.records import Progress, SourceOptions
+from tellapart.report.examples import choose_examples
+from tellapart.report.page import render_report
+from tellapart.training.recipes import Recipe, build_recipe, recipe_settings
+
+
+def present(
+    report: Mapping[str, Any],
+    dataset: Dataset,
+    answers: Mapping[str, Answer],
+    model: ModelFile,
+    *,
+    title: str,
+    command: str,
+    progress: Progress,
+) -> bytes:
+    """The report as one HTML page, with heat maps where the model file has them.
+
+    Args:
+        report: as in ``report.json``.
+        dataset: every file; its test images are shown, and all that are in use where there is no test part.
+        answers: what the model file says of them, by path.
+        model: the file.
+        title: such as the name of the run.
+        command: what to type to get the same again.
+        progress: called as thumbnails are made.
+    """
+    part = dataset.used("test") if len(dataset.used("test")) else dataset.used()
+    examples = choose_examples(part, answers, model.card)
+    images = {path: dataset.stored.get(path, path) for path in examples.paths}
+    return render_report(
+        report,
+        dataset,
+        answers,
+        model.card,
+        examples=examples,
+        heatmaps=heat_maps(model, images),
+        title=title,
+        command=command,
+        progress=progress,
+    )
+
+
+def heat_maps(model: ModelFile, images: Mapping[str, str | StoredImage]) -> dict[str, NDArray[np.float32]]:
+    """(h, w) evidence for the most probable class of each image, by path; nothing where the file has no maps."""
+    outputs = onnx.load_model_from_string(model.onnx_bytes).graph.output
+    if HEATMAP not in {output.name for output in outputs}:
+        return {}
+    card = model.card
+    engine = OpenVINOEngine(
+        model.onnx_bytes, input_size_px=card.preprocess.input_size_px, outputs=("probs", HEATMAP)
+    )
+    exclusive = RULES[card.task].activation == "Softmax"
+    answers = zip(images, iter_outputs(engine, card.preprocess, images.values()), strict=True)
+    return {
+        path: class_evidence(answer, int(np.argmax(answer["probs"])), exclusive=exclusive)
+        for path, answer in answers
+        if not isinstance(answer, ImageError)
+    }
+
+
+def training_command(source: str, options: SourceOptions, recipe: Recipe, seed: int) -> str:
+    """What to type to train the same model again. Folders are left out: they are nobody else's business.
+
+    Args:
+        source: where the images are; empty for a table in memory.
+        options: of the source.
+        recipe: as it was asked for.
+        seed: of the run.
+    """
+    words = ["tellapart", "train", _last(source) or "TABLE", "--recipe", recipe.name]
+    defaults, settings = recipe_settings(build_recipe(recipe.name)), recipe_settings(recipe)
+    for key, value in settings.items():
+        if value != defaults[key]:
+            words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    for key, value in asdict(options).items():
+        flag = f"--{key.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif value:
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            words += [flag, _last(text) if key in ("root", "exclude", "relabel") else text]
+    return shlex.join([*words, "--seed", str(seed)])
+
+
+def _last(source: str) -> str:
+    """Of a path the last part; an address as it is."""
+    return source if ":" in source else Path(source).name
