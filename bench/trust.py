@@ -2,6 +2,8 @@
 
     python bench/trust.py calibration ../shared/data [--seeds 10]
     python bench/trust.py coverage ../shared/data [--splits 100]
+    python bench/trust.py familiarity ../shared/data
+    python bench/trust.py cost ../shared/data [--repeats 7]
 
 ``calibration``: calibration error (adaptive bins) and log loss on test images, before (temperature 1) and after, held-out logits
 made as ``tellapart train`` makes them: a tenth of the images, or cross-fitted where that would be under 50. Beside it, as
@@ -11,6 +13,9 @@ the held-out logits.
 ``coverage``: a model, and held-out images dealt out anew into halves many times, one to fit temperature and thresholds on, one to
 count on. With exchangeable images the number covered is beta-binomial. Beside our sets, which are least ambiguous (LAC), the
 adaptive ones (APS, Romano et al. 2020) and the regularised (RAPS, Angelopoulos et al. 2021; k 1, lambda 0.1), both randomised.
+``familiarity`` asks model files: one for cats and dogs, of ``probe`` and of ``cnn``, about digits, generated textures, noise,
+patches of 24 px out of the photos and scenes; and models for all classes but some about those left out, each beside the largest
+probability of the same file. ``cost`` is in bench/trust_cost.py.
 """
 
 import argparse
@@ -26,6 +31,7 @@ from tellapart.evaluation.conformal import smallest_prob
 from tellapart.evaluation.reliability import adaptive_bins
 from tellapart.evaluation.task import RULES
 from train import save
+from trust_cost import measure_cost
 from trust_familiarity import measure_familiarity
 from trust_sets import ImageSet, cats_dogs, cifar, digits, fit, mean_log_loss, multilabel, probs_of
 
@@ -235,11 +241,19 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--splits", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     if options.what == "calibration":
         measure_calibration(options.data, options.seeds)
-    else:
+    elif options.what == "coverage":
         measure_coverage(options.data, options.splits)
+    elif options.what == "familiarity":
+        save("trust_familiarity", measure_familiarity(options.data))
+    else:
+        rows = measure_cost(options.data / "cats_dogs", options.repeats)
+        save("trust_cost", rows)
+        for row in rows:
+            print(row)
 
 
 if __name__ == "__main__":
