@@ -1,8 +1,7 @@
 """What trust costs: time to train, time to predict, size of the file; run through bench/trust.py.
 
-``tellapart train`` runs in processes of its own, with nothing cached, taking turns with the same less familiarity, intervals
-(one resample), the page and the metrics beyond the confusion matrix. What is left out is left out by patching in the child: the
-product has no switch for it.
+``tellapart train`` runs in processes of its own, with nothing cached, taking turns with the same less familiarity, the page, and
+all metrics but accuracy. It is left out by patching in the child: the product has no switch for it.
 """
 
 import os
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ import numpy as np
 from tellapart import pipeline
 from tellapart.evaluation.familiarity import Familiarity, Gaussian
 from tellapart.inference import model
+from tellapart.report import run_folder
 from tellapart.training import probe
 
 def no_familiarity(embeddings, logits, fold):
@@ -52,7 +53,7 @@ def accuracy_only(part, answers, card):
 probe.fit_familiarity = no_familiarity
 model.add_familiarity = no_nodes
 pipeline.measure_answers = accuracy_only
-pipeline.write_run = lambda folder, model, *arguments, **more: model.save(folder / "model.onnx")
+run_folder.present = lambda *arguments, **more: b""
 """
 TRAIN = """
 import sys
@@ -62,28 +63,33 @@ tellapart.train(sys.argv[1], out=sys.argv[2])
 
 
 def train_seconds(folder: Path, *, trust: bool) -> tuple[float, float]:
-    """Wall seconds of the process, and megabytes of the model file."""
+    """Wall and processor seconds of a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         code = ("" if trust else WITHOUT) + TRAIN
+        environment = {**os.environ, "TELLAPART_CACHE": f"{scratch}/cache"}
         start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-c", code, str(folder), f"{scratch}/run"],
-            env={**os.environ, "TELLAPART_CACHE": f"{scratch}/cache"},
-            check=True,
-        )
-        return time.perf_counter() - start, (Path(scratch) / "run/model.onnx").stat().st_size / 1e6
+        process = subprocess.Popen([sys.executable, "-c", code, str(folder), f"{scratch}/run"], env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"training ended with status {status}")
+        return time.perf_counter() - start, usage.ru_utime + usage.ru_stime
 
 
-def measure_training(folder: Path, repeats: int) -> dict:
-    seconds: dict[bool, list[float]] = {True: [], False: []}
+def measure_training(folder: Path, repeats: int) -> list[dict]:
+    """Processor time is the one to believe where other programs run beside it."""
+    found: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for i in range(repeats):
         for trust in (True, False) if i % 2 else (False, True):
-            seconds[trust].append(train_seconds(folder, trust=trust)[0])
-            print(f"train, {'with' if trust else 'without'}: {seconds[trust][-1]:.2f} s", flush=True)
-    return row("train, seconds", seconds[True], seconds[False], wanted="at most 1.15")
+            found[trust].append(train_seconds(folder, trust=trust))
+            print("train", "with" if trust else "without", found[trust][-1], flush=True)
+    (wall, busy), (plain_wall, plain_busy) = (tuple(zip(*found[trust], strict=True)) for trust in (True, False))
+    return [
+        row("train, wall seconds", wall, plain_wall, wanted="at most 1.15"),
+        row("train, processor seconds", busy, plain_busy, wanted="at most 1.15"),
+    ]
 
 
-def row(what: str, with_it: list[float], without: list[float], wanted: str) -> dict:
+def row(what: str, with_it: Sequence[float], without: Sequence[float], wanted: str) -> dict:
     ratios = [one / other for one, other in zip(with_it, without, strict=True)]
     return {
         "what": what,
@@ -124,6 +130,7 @@ def measure_file(folder: Path, repeats: int = 400) -> list[dict]:
         start = time.perf_counter()
         (full if i % 2 else less).run(images)
         taken[bool(i % 2)].append((time.perf_counter() - start) * 1_000 / BATCH_SIZE)
+    print("engine", statistics.median(taken[True]), statistics.median(taken[False]), flush=True)
     sizes = len(model.onnx_bytes) / 1e6, len(plain) / 1e6
     return [
         row("engine, milliseconds an image", taken[True], taken[False], wanted="at most 1.05"),
@@ -132,4 +139,4 @@ def measure_file(folder: Path, repeats: int = 400) -> list[dict]:
 
 
 def measure_cost(folder: Path, repeats: int) -> list[dict]:
-    return [*measure_file(folder), measure_training(folder, repeats)]
+    return [*measure_file(folder), *measure_training(folder, repeats)]

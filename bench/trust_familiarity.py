@@ -14,10 +14,10 @@ from tellapart.demo import write_digits
 from tellapart.evaluation.metrics import wilson_interval
 from tellapart.evaluation.ranking import auroc_interval
 from tellapart.inference.predict import Classifier
-from tellapart.records import Interval
+from tellapart.records import Interval, SourceOptions
 from trust_sets import rows
 
-DRAWS = 5
+DRAWS = 3
 LEFT_OUT = 3
 
 
@@ -71,7 +71,8 @@ def measure_left_out(name: str, table: pl.DataFrame, left: Sequence[bool], out: 
     """A model for the other classes, its test images against those left out."""
     left = np.array(left)
     with tempfile.TemporaryDirectory() as scratch:
-        run = tellapart.train(table.filter(pl.Series(~left)), out=f"{scratch}/run", seed=seed)
+        options = SourceOptions(outside_root=True)
+        run = tellapart.train(table.filter(pl.Series(~left)), options, out=f"{scratch}/run", seed=seed)
         model = tellapart.load(run.model_path)
         predicted = pl.read_parquet(run.folder / "predictions.parquet").filter(split="test")
         row = compare(model, ask(model, predicted["path"]), ask(model, table.filter(pl.Series(left))["path"]))
@@ -118,6 +119,11 @@ def labels_left_out(data: Path) -> dict:
 
 def measure_familiarity(data: Path) -> list[dict]:
     result = measure_strange(data) + measure_strange(data, recipe="cnn")
+    return [*result, *measure_all_left_out(data)]
+
+
+def measure_all_left_out(data: Path) -> list[dict]:
+    result = []
     table = rows(data / "label_noise/labels.csv")
     images = [data / "label_noise" / row["path"] for row in table]
     result.append(classes_left_out("CIFAR-10", images, [row["clean_label"] for row in table]))

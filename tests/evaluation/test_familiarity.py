@@ -79,6 +79,15 @@ def test_with_too_few_images_less_is_promised():
     assert (rule.threshold, rule.promised, rule.achieved, rule.n) == (-1.0, 0.25, 0.0, 3)
 
 
+def test_features_that_never_move_do_not_magnify_rounding():
+    """As half of a network's may do; bfloat16 keeps eight bits."""
+    train = np.abs(embeddings(400, dim=64)) * np.repeat([0, 1], 32)
+    found, distances = fit_familiarity(train, np.zeros((4, 2)), np.arange(400) % 2)
+    rounding = np.random.default_rng(1).uniform(0, 2.0**-8, train.shape)
+    moved = found.gaussian.distances(train + rounding * train.mean()) - found.gaussian.distances(train)
+    assert np.abs(moved).max() < distances.std()
+
+
 def test_strange_images_score_lower():
     rng = np.random.default_rng(0)
     train = np.abs(rng.standard_normal((300, 20))) * np.repeat([3, 1], 10)
