@@ -59,9 +59,6 @@ from tellapart.training.verify import verify
 
 REPORT_VERSION = 2
 
-FALSE_ALARMS = 0.02
-"""Share of familiar images that may be called unfamiliar; 49 images are enough to promise it."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
@@ -232,17 +229,20 @@ def _train(
         calibration, conformal, thresholds = calibrate(fitted, way.recipe, dataset.task)
     with clock.stage("verify"):
         card = _card(fitted, calibration, dataset, way.recipe)
-        if fitted.familiar_scores is not None:
-            rule = fit_familiarity_rule(fitted.familiar_scores, rate=FALSE_ALARMS, method=fitted.method)
-            card = replace(card, familiarity=rule)
-        rules = _decision_rules(fitted, calibration, dataset, way.recipe)
+        rule = fit_familiarity_rule(fitted.familiar_scores, rate=way.recipe.false_alarms, method=fitted.method)
+        bands = _decision_rules(fitted, calibration, dataset, way.recipe)
         card = replace(
-            card, conformal=conformal, label_thresholds=thresholds, decision_rules=rules, task=dataset.task
+            card,
+            familiarity=rule,
+            conformal=conformal,
+            label_thresholds=thresholds,
+            decision_rules=bands,
+            task=dataset.task,
         )
         model = pack(fitted.to_onnx(calibration, dataset.task), card)
         part = dataset.used("calib") if fitted.method == "calib" else dataset.used("train")
         classifier = Classifier(model)
-        verification, answers = verify(classifier, model, part, fitted.probs(part, calibration), progress)
+        verification, answers = verify(classifier, model, part, fitted.expected(part, calibration), progress)
     with clock.stage("test"):
         tested = answer(classifier, dataset.used("test"), progress)
         dataset = dataset.with_outcome("refused", tested.refused)
@@ -401,7 +401,12 @@ def calibrate(fitted: Fitted, recipe: Recipe, task: Task) -> tuple[Calibration, 
     rules = RULES[task]
     logits, labels = fitted.held_out_logits.astype(np.float64), fitted.held_out_labels
     temperature = rules.fit_temperature(logits, labels)
-    calibration = Calibration(temperature=temperature, method=fitted.method, n=len(labels))
+    before, after = (rules.calibration_errors(labels, rules.probs(logits / t)) for t in (1.0, temperature))
+    if after["log_loss"] >= before["log_loss"]:
+        temperature, after = 1.0, before
+    calibration = Calibration(
+        temperature=temperature, method=fitted.method, n=len(labels), before=before, after=after
+    )
     probs = rules.probs(logits / temperature)
     conformal = rules.fit_conformal(
         probs, labels, coverage=recipe.coverage, per_class=recipe.conformal == "per-class", method=fitted.method

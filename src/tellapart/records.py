@@ -122,11 +122,15 @@ class Calibration:
         method: ``calib`` images of their own, or ``cross-fit``: each training image answered by a model that
             did not see it, where there were too few images for a part of their own.
         n: number of images it was fitted on.
+        before: ``log_loss`` and ``ece`` of those images as they would be at temperature 1; empty where nobody looked.
+        after: the same at the temperature.
     """
 
     temperature: float
     method: HeldOut
     n: int
+    before: Mapping[str, float] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):

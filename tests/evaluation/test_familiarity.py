@@ -47,8 +47,15 @@ def test_the_score_by_hand():
 
 @pytest.mark.parametrize(
     "train",
-    [np.zeros((6, 4)), np.ones((6, 4)), np.eye(4)[[0, 1, 0, 1, 0, 1]], embeddings(4, dim=300), np.ones((4, 2))],
-    ids=["nothing", "constant", "two points", "fewer than dimensions", "two dimensions"],
+    [
+        np.zeros((6, 4)),
+        np.ones((6, 4)),
+        np.eye(4)[[0, 1, 0, 1, 0, 1]],
+        embeddings(4, dim=300),
+        np.ones((4, 2)),
+        embeddings(6, dim=1),
+    ],
+    ids=["nothing", "constant", "two points", "fewer than dimensions", "two dimensions", "one dimension"],
 )
 def test_it_is_always_a_number(train):
     found, _ = fit_familiarity(train, np.zeros((4, 3)), np.arange(len(train)) % 2)
@@ -70,6 +77,15 @@ def test_with_too_few_images_less_is_promised():
     scores = np.array([0.4, -1.0, 2.0])
     rule = fit_familiarity_rule(scores, rate=0.02, method="cross-fit")
     assert (rule.threshold, rule.promised, rule.achieved, rule.n) == (-1.0, 0.25, 0.0, 3)
+
+
+def test_features_that_never_move_do_not_magnify_rounding():
+    """As half of a network's may do; bfloat16 keeps eight bits."""
+    train = np.abs(embeddings(400, dim=64)) * np.repeat([0, 1], 32)
+    found, distances = fit_familiarity(train, np.zeros((4, 2)), np.arange(400) % 2)
+    rounding = np.random.default_rng(1).uniform(0, 2.0**-8, train.shape)
+    moved = found.gaussian.distances(train + rounding * train.mean()) - found.gaussian.distances(train)
+    assert np.abs(moved).max() < distances.std()
 
 
 def test_strange_images_score_lower():

@@ -174,13 +174,31 @@ def test_temperature_is_recovered(temperature, num_classes):
 
 
 @pytest.mark.parametrize(
-    ("sign", "low", "high"),
-    [(1, 0.5, 0.9), (-1, 19.5, 20.1)],  # 50 images that are all right do not make the next one certain
+    ("sign", "n", "low", "high"),
+    [(1, 50, 0.7, 0.99), (-1, 5_000, 19.5, 20.1)],  # 50 images that are all right do not make the next one certain
     ids=["always right", "always wrong"],
 )
-def test_temperature_stays_in_bounds(sign, low, high):
-    labels = np.arange(50) % 2
+def test_temperature_stays_in_bounds(sign, n, low, high):
+    labels = np.arange(n) % 2
     assert low <= fit_temperature(sign * 5 * np.eye(2)[labels], labels) <= high
+
+
+@pytest.mark.parametrize("rules", [ClassificationRules(), MultiLabelRules()])
+def test_calibration_errors_are_those_of_measure(rules):
+    labels, probs = answers(200)
+    if isinstance(rules, MultiLabelRules):
+        labels = np.eye(4, dtype=int)[labels]
+    card = ModelCard(
+        class_names=NAMES,
+        preprocess=Preprocess(input_size_px=32),
+        calibration=Calibration(temperature=1.0, method="calib", n=100),
+        embedding_dim=4,
+        created="2026-01-01T00:00:00Z",
+        label_thresholds=(0.5,) * 4 if isinstance(rules, MultiLabelRules) else (),
+        task="multilabel" if isinstance(rules, MultiLabelRules) else "classification",
+    )
+    found, measured = rules.calibration_errors(labels, probs), rules.measure(labels, {"probs": probs}, card)
+    assert found == {name: pytest.approx(measured[name]["value"]) for name in ("log_loss", "ece")}
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [2, 2, 2], [], [0, 1], [0, 1, 0, 1]])

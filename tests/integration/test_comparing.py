@@ -47,7 +47,7 @@ def test_a_worse_model(run, forgetful, photos, tmp_path):
     assert [found.result["a"], found.result["b"]] == [test["accuracy"] for test in evaluated]
     assert found.result["verdict"] == "b"
     assert found.result["sentence"].startswith("B is better: ")
-    losses = [test["log_loss"] for test in evaluated]
+    losses = [test["log_loss"]["value"] for test in evaluated]
     assert found.result["log_loss_difference"]["value"] == pytest.approx(losses[1] - losses[0])
     assert found.result["n"] == found.dataset["used"] == 60
     done = call("compare", forgetful, run.model_path, photos, "-o", tmp_path / "changed.csv")

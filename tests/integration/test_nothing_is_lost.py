@@ -85,7 +85,7 @@ def kill_at_random(photos, folder, kills):
     while seen["killed"] < kills:
         run = folder / f"run{seen['finished']}"
         process = start(photos, run)
-        time.sleep(rng.uniform(0, 0.75 * seconds))
+        time.sleep(rng.uniform(0, seconds))
         os.kill(process, signal.SIGKILL)
         status = wait(process)
         if status == 0:

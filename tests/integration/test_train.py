@@ -144,6 +144,14 @@ def test_the_file_was_verified_against_the_fitted_model(run):
     assert found["n"] == 48
     assert found["top1_differs"] <= found["ties"]
     assert 0 <= found["max_abs_difference"] < 0.2
+    assert 0 <= found["familiarity_max_abs_difference"] < 0.5
+
+
+def test_the_report_says_what_calibration_did(run):
+    calibration = run.report["calibration"]
+    before, after = calibration["before"], calibration["after"]
+    assert set(before) == set(after) == {"log_loss", "ece"}
+    assert after["log_loss"] <= before["log_loss"]
 
 
 def test_the_recipe_file_builds_the_same_recipe(run):

@@ -85,6 +85,11 @@ def test_good_settings(settings, expected):
         ("probe", {"coverage": 0.4}, "bad-setting", "coverage"),
         ("probe", {"coverage": "nan"}, "bad-setting", "coverage"),
         ("probe", {"coverage": "95 %"}, "bad-setting", "coverage"),
+        *(
+            ("probe", {"false_alarms": rate}, "bad-setting", "false_alarms")
+            for rate in (0, -0.1, 0.51, "nan", "2 %")
+        ),
+        *((name, {"false_alarms": 0}, "bad-setting", "false_alarms") for name in ("cnn", "scratch")),
         ("probe", {"test_fraction": 0}, "bad-setting", "test_fraction"),
         ("probe", {"test_fraction": 0.6}, "bad-setting", "test_fraction"),
         ("probe", {"calib_fraction": -0.1}, "bad-setting", "calib_fraction"),

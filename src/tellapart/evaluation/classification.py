@@ -23,6 +23,7 @@ from tellapart.evaluation.metrics import (
     confusion_matrix,
     f1,
     kappa,
+    log_loss,
     log_losses,
     macro_f1,
     precision,
@@ -31,7 +32,7 @@ from tellapart.evaluation.metrics import (
     top_k,
 )
 from tellapart.evaluation.ranking import Ranking, rank_classes
-from tellapart.evaluation.reliability import calibration_error, reliability
+from tellapart.evaluation.reliability import calibration_error, mean_gap, reliability
 from tellapart.evaluation.selective import risk_coverage_area, selective_accuracy
 from tellapart.records import ConformalRule, HeldOut, ModelCard, Prediction
 
@@ -57,6 +58,11 @@ class ClassificationRules:
         return minimize_log_loss(
             lambda t: float(-log_softmax(logits / t, axis=1)[rows, labels].mean()), len(labels)
         )
+
+    def calibration_errors(self, labels: IntArray, probs: FloatArray) -> dict[str, float]:
+        """Log loss of the (N,) true classes, and the calibration error of the most probable one."""
+        gap = mean_gap(probs.max(axis=1), probs.argmax(axis=1) == labels)
+        return {"log_loss": log_loss(labels, probs), "ece": gap}
 
     def fit_conformal(
         self,

@@ -17,7 +17,8 @@ COMPONENTS = 64
 MAX_FITTED_IMAGES = 1_000
 """That the distribution is fitted on; more hardly move it."""
 
-_LEAST_VARIANCE = 1e-12  # of roots scaled to length 1; embeddings that never move have none, and it is divided by
+_LEAST_VARIANCE = 0.01  # of a feature's mean square: in bfloat16, roots of features near 0 move by about as much
+_LEAST_LENGTH = 1e-12
 _LEAST_SPREAD = 1e-6
 
 
@@ -78,17 +79,18 @@ def fit_gaussian(embeddings: FloatArray) -> Gaussian:
     spread = squares - dim * average**2
     noise = (float(np.square(np.square(centered).sum(axis=1)).sum()) / n - squares) / n
     shrinkage = min(1.0, max(0.0, noise / spread)) if spread > 0 else 1.0
-    values, axes = _largest(product, min(COMPONENTS, dim - 1, n - 1))
+    values, axes = _largest(product, max(1, min(COMPONENTS, dim - 1, n - 1)))
     if dim > n:
         axes = centered.T @ axes
-        axes /= np.maximum(np.linalg.norm(axes, axis=0), _LEAST_VARIANCE)
+        axes /= np.maximum(np.linalg.norm(axes, axis=0), _LEAST_LENGTH)
     variances = (1 - shrinkage) * values + shrinkage * average
-    rest = (dim * average - float(variances.sum())) / (dim - len(values))
+    least = _LEAST_VARIANCE / dim
+    rest = (dim * average - float(variances.sum())) / max(1, dim - len(values))
     return Gaussian(
         mean=mean,
         axes=axes,
-        variances=np.maximum(variances, _LEAST_VARIANCE),
-        rest=max(rest, _LEAST_VARIANCE),
+        variances=np.maximum(variances, least),
+        rest=max(rest, least),
     )
 
 

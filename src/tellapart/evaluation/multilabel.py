@@ -25,7 +25,7 @@ from tellapart.evaluation.metrics import (
     wilson_interval,
 )
 from tellapart.evaluation.ranking import Ranking, rank_classes
-from tellapart.evaluation.reliability import calibration_error, reliability
+from tellapart.evaluation.reliability import calibration_error, mean_gap, reliability
 from tellapart.evaluation.selective import risk_coverage_area, selective_accuracy
 from tellapart.records import ConformalRule, HeldOut, Interval, ModelCard, Prediction
 
@@ -53,6 +53,11 @@ class MultiLabelRules:
             message = "calibration needs images with and without a label"
             raise RecipeError("bad-labels", message, hint="add images of the other kind")
         return minimize_log_loss(lambda t: binary_log_loss(labels, logits.astype(np.float64) / t), len(labels))
+
+    def calibration_errors(self, labels: IntArray, probs: FloatArray) -> dict[str, float]:
+        """Log loss and calibration error over all pairs of an image and a label."""
+        losses = log_losses(np.where(labels, probs, 1 - probs))
+        return {"log_loss": float(losses.mean()), "ece": mean_gap(probs.ravel(), labels.ravel().astype(bool))}
 
     def fit_conformal(
         self,

@@ -61,6 +61,12 @@ def reliability(probs: FloatArray, right: NDArray[np.bool_]) -> list[dict[str, A
     return found
 
 
+def mean_gap(probs: FloatArray, right: NDArray[np.bool_]) -> float:
+    """The value of ``calibration_error``, without an interval; arguments as for ``reliability``, at least one probability."""
+    gaps = np.bincount(adaptive_bins(probs), weights=right - probs.astype(np.float64))
+    return float(np.abs(gaps).sum()) / len(probs)
+
+
 def calibration_error(probs: FloatArray, right: NDArray[np.bool_], resamples: Resamples) -> Interval:
     """Expected calibration error: mean gap between claim and truth over the bins of ``reliability``; 0 at best.
 

@@ -29,6 +29,10 @@ class TaskRules(Protocol):
         """The temperature that minimises log loss."""
         ...
 
+    def calibration_errors(self, labels: IntArray, probs: FloatArray) -> dict[str, float]:
+        """``log_loss`` in nats and ``ece``, of (N, K) probabilities, N at least 1."""
+        ...
+
     def fit_conformal(
         self,
         probs: FloatArray,

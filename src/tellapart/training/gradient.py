@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from tellapart.data.cache import PixelTable, decode_files
 from tellapart.data.dataset import Dataset
 from tellapart.errors import ImageError, RecipeError, TrainingError
+from tellapart.evaluation.familiarity import Familiarity, fit_familiarity
 from tellapart.imaging.decode import Pixels, StoredImage, decode_image
 from tellapart.imaging.thumbnail import make_thumbnails
 from tellapart.inference.model import LinearHead
@@ -30,7 +32,8 @@ from tellapart.training.augment import contact_sheet
 from tellapart.training.augment_settings import parse_augment
 from tellapart.training.checkpoint import CheckpointFolder
 from tellapart.training.curves import describe_fit, draw_curves
-from tellapart.training.loop import LoopData, LoopResult, class_logits, train_network
+from tellapart.training.folds import halves
+from tellapart.training.loop import LoopData, LoopResult, embeddings_and_logits, train_network
 from tellapart.training.objective import OBJECTIVES, Objective
 from tellapart.training.recipes import NetworkRecipe
 from tellapart.training.resume import checkpoint_folder
@@ -38,6 +41,8 @@ from tellapart.training.train import Fitted, learning_part
 
 _SIZED_BY_IMAGES = 64
 _SHEET_IMAGES = 8
+
+FloatMatrix = NDArray[np.float32]
 
 
 class GradientWay:
@@ -100,7 +105,9 @@ class GradientWay:
                 on_epoch=on_epoch,
             )
         calib = dataset.used("calib")
-        logits = class_logits(network, objective, data.pixels, self._images.indices(calib.contents)).numpy()
+        embeddings, logits = self._answers(network, objective, calib)
+        familiarity = self._familiarity(network, objective, dataset, seed)
+        scores = familiarity.score(embeddings, logits)
         arrays = state_arrays(network)
         weight, bias = split_head(arrays, objective.num_outputs)
         return Fitted(
@@ -112,6 +119,9 @@ class GradientWay:
             held_out_labels=calib.labels,
             method="calib",
             logits=dict(zip(calib.contents, logits, strict=True)),
+            familiarity=familiarity,
+            familiar_scores=scores,
+            scores=dict(zip(calib.contents, scores.tolist(), strict=True)),
             details=self._details(result, network),
             log=tuple(result.log),
             interrupted=result.interrupted,
@@ -126,6 +136,20 @@ class GradientWay:
         with atomic_file(path) as file:
             Image.fromarray(sheet).save(file, format="PNG")
         return path
+
+    def _answers(self, network: Network, objective: Objective, part: Dataset) -> tuple[FloatMatrix, FloatMatrix]:
+        """(N, D) embeddings and (N, K) logits."""
+        rows = self._images.indices(part.contents)
+        embeddings, logits = embeddings_and_logits(network, objective, self._images.pixels, rows)
+        return embeddings.numpy(), logits.numpy()
+
+    def _familiarity(self, network: Network, objective: Objective, dataset: Dataset, seed: int) -> Familiarity:
+        """Nearness as the embeddings of train have it, sureness as val does; as train does where there is no val."""
+        train, val = dataset.used("train"), dataset.used("val")
+        embeddings, logits = self._answers(network, objective, train)
+        if len(val):
+            logits = self._answers(network, objective, val)[1]
+        return fit_familiarity(embeddings, logits, halves(train, seed))[0]
 
     def _loop_data(self, dataset: Dataset) -> LoopData:
         train, val = dataset.used("train"), dataset.used("val")

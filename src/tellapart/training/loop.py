@@ -380,17 +380,32 @@ class _Run:
             raise TrainingError("damaged-checkpoint", f"it is of another run: {error}", hint=hint) from error
 
 
-@torch.no_grad()
 def class_logits(network: nn.Module, objective: Objective, pixels: Pixels, rows: IndexArray) -> Tensor:
     """(n, K) float32 logits of images as they are, on the CPU; the network is left in evaluation mode."""
+    parts = [objective.class_logits(outputs["logits"]).cpu() for outputs in _iter_outputs(network, pixels, rows)]
+    return torch.cat(parts) if parts else torch.zeros(0, objective.num_classes)
+
+
+def embeddings_and_logits(
+    network: nn.Module, objective: Objective, pixels: Pixels, rows: IndexArray
+) -> tuple[Tensor, Tensor]:
+    """The same, n at least 1, with the (n, D) embeddings of the same pass before them."""
+    parts = [
+        (outputs["embedding"].cpu(), objective.class_logits(outputs["logits"]).cpu())
+        for outputs in _iter_outputs(network, pixels, rows)
+    ]
+    embeddings, logits = (torch.cat(part) for part in zip(*parts, strict=True))
+    return embeddings, logits
+
+
+def _iter_outputs(network: nn.Module, pixels: Pixels, rows: IndexArray) -> Iterator[dict[str, Tensor]]:
+    """What the network says of images as they are, batch by batch; it is left in evaluation mode."""
     network.eval()
     device = next(network.parameters()).device
-    parts = []
     for start in range(0, len(rows), EVALUATION_BATCH_SIZE):
         batch = torch.from_numpy(pixels[rows[start : start + EVALUATION_BATCH_SIZE]]).to(device)
-        images = batch.permute(0, 3, 1, 2).float().div_(255)
-        parts.append(objective.class_logits(network(images)["logits"]).cpu())
-    return torch.cat(parts) if parts else torch.zeros(0, objective.num_classes)
+        with torch.no_grad():
+            yield network(batch.permute(0, 3, 1, 2).float().div_(255))
 
 
 def _not_finite(loss: float, when: str) -> TrainingError:

@@ -12,7 +12,6 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
-from tellapart.data.copies import stay_together
 from tellapart.data.dataset import Dataset
 from tellapart.errors import RecipeError
 from tellapart.evaluation.familiarity import fit_familiarity
@@ -23,6 +22,7 @@ from tellapart.inference.embed import Embedded, embed_files
 from tellapart.inference.model import LinearHead
 from tellapart.records import Progress
 from tellapart.training.backbones import open_features
+from tellapart.training.folds import even_folds, group_folds, groups_of, halves, rarest_label
 from tellapart.training.recipes import ProbeRecipe
 from tellapart.training.train import Fitted, learning_part
 
@@ -72,16 +72,12 @@ class ProbeWay:
             strengths=self.recipe.strengths,
             folds=self.recipe.folds,
             seed=seed,
-            groups=_groups(train),
+            groups=groups_of(train),
         )
         verified, verified_matrix = (calib, self._matrix(calib)) if len(calib) else (train, matrix)
         logits = probe.head.logits(verified_matrix)
-        familiarity, distances = fit_familiarity(matrix, probe.fold_logits, _halves(train, seed))
-        scores = (
-            familiarity.score(verified_matrix, logits)
-            if len(calib)
-            else familiarity.combine(distances[probe.fold_images], probe.fold_logits)
-        )
+        familiarity, distances = fit_familiarity(matrix, probe.fold_logits, halves(train, seed))
+        own = familiarity.score(verified_matrix, logits)
         return Fitted(
             trunk=self._backbone.onnx_bytes,
             embedding_dim=self._backbone.embedding_dim,
@@ -92,7 +88,10 @@ class ProbeWay:
             method="calib" if len(calib) else "cross-fit",
             logits=dict(zip(verified.contents, logits, strict=True)),
             familiarity=familiarity,
-            familiar_scores=scores,
+            familiar_scores=own
+            if len(calib)
+            else familiarity.combine(distances[probe.fold_images], probe.fold_logits),
+            scores=dict(zip(verified.contents, own.tolist(), strict=True)),
             details={
                 "strength": probe.strength,
                 "search_log_loss": {str(c): loss for c, loss in probe.search.items()},
@@ -106,25 +105,6 @@ class ProbeWay:
 
     def _matrix(self, dataset: Dataset) -> FloatMatrix:
         return np.stack([self._embedded.embeddings[content] for content in dataset.contents])
-
-
-def _halves(part: Dataset, seed: int) -> IntArray:
-    """(N,) 0 or 1 for each image: half of each class, groups kept whole."""
-    strata = part.labels if part.labels.ndim == 1 else _rarest_label(part.labels)
-    groups = _groups(part)
-    if groups is None or len(np.unique(groups)) < 2:
-        return _folds(strata, 2, seed)
-    return _group_folds(strata, groups, 2, seed)
-
-
-def _groups(part: Dataset) -> IntArray | None:
-    """(N,) number of each image's group, an image without one being its own; None where there are no groups."""
-    names = stay_together(part)
-    if not any(name is not None for name in names):
-        return None
-    keys = [(name or "", i if name is None else -1) for i, name in enumerate(names)]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return np.array([numbers[key] for key in keys], dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,15 +160,15 @@ def search_strength(
     log loss has not fallen twice. Arguments are those of ``fit_probe``.
     """
     head = head_of(labels)
-    strata = labels if labels.ndim == 1 else _rarest_label(labels)
+    strata = labels if labels.ndim == 1 else rarest_label(labels)
     rows = _search_images(strata, seed)
     searched = labels[rows]
     folds = max(2, min(folds, int(np.bincount(strata[rows])[np.unique(strata[rows])].min())))
     if groups is None:
-        fold = _folds(strata[rows], folds, seed)
+        fold = even_folds(strata[rows], folds, seed)
     else:
         folds = min(folds, len(np.unique(groups[rows])))
-        fold = _group_folds(strata[rows], groups[rows], folds, seed)
+        fold = group_folds(strata[rows], groups[rows], folds, seed)
     splits = [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(folds)]
     parts = [
         _Fold(head, embeddings[rows[train]], searched[train], embeddings[rows[held_out]])
@@ -386,42 +366,6 @@ def fit_logistic(
     )
     weights: FloatMatrix = found.x.reshape(shape).astype(np.float32)
     return weights
-
-
-def _rarest_label(labels: IntArray) -> IntArray:
-    """(N,) the rarest label of each image, one more than any for images without: what folds are balanced by."""
-    counts = np.where(labels, labels.sum(axis=0), np.iinfo(np.int64).max)
-    rarest: IntArray = np.where(labels.any(axis=1), counts.argmin(axis=1), labels.shape[1])
-    return rarest
-
-
-def _folds(labels: IntArray, folds: int, seed: int) -> IntArray:
-    """(N,) fold of each image: every class is dealt out evenly, in an order drawn by the seed."""
-    rng = np.random.default_rng(seed)
-    fold = np.empty(len(labels), dtype=np.int64)
-    dealt = 0
-    for k in range(int(labels.max()) + 1):
-        of_class = rng.permutation(np.flatnonzero(labels == k))
-        fold[of_class] = (dealt + np.arange(len(of_class))) % folds
-        dealt += len(of_class)
-    return fold
-
-
-def _group_folds(strata: IntArray, groups: IntArray, folds: int, seed: int) -> IntArray:
-    """(N,) fold of each image: groups are dealt out whole, the largest first, each where its classes are rarest."""
-    rng = np.random.default_rng(seed)
-    names, group = np.unique(groups, return_inverse=True)
-    counts = np.zeros((len(names), int(strata.max()) + 1))
-    np.add.at(counts, (group, strata), 1)
-    dealt = np.zeros((folds, counts.shape[1]))
-    fold_of_group = np.empty(len(names), dtype=np.int64)
-    shuffled = rng.permutation(len(names))
-    for i in shuffled[np.argsort(-counts[shuffled].sum(axis=1), kind="stable")]:
-        fold = min(range(folds), key=lambda f: (float(dealt[f] @ counts[i]), float(dealt[f].sum())))
-        fold_of_group[i] = fold
-        dealt[fold] += counts[i]
-    result: IntArray = fold_of_group[group]
-    return result
 
 
 def _standardize(embeddings: FloatMatrix) -> tuple[FloatMatrix, FloatMatrix, FloatMatrix]:

@@ -50,6 +50,7 @@ class ProbeRecipe:
         calib_fraction: share of the rest set aside for calibration when there is no val folder, 0-1.
         coverage: share of prediction sets that hold the true class, 0-1.
         conformal: whether that holds over ``all-classes`` together, or ``per-class``, which needs more images.
+        false_alarms: share of familiar images that may be called unfamiliar, 0-0.5; 49 images are enough to promise 0.02.
         label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
         decision_rules: named bands of a class's probability, such as ``dog: high precision 0.95, low``.
     """
@@ -69,6 +70,7 @@ class ProbeRecipe:
     calib_fraction: float
     coverage: float
     conformal: Conformal
+    false_alarms: float
     label_thresholds: str
     decision_rules: str
 
@@ -138,6 +140,7 @@ def probe(
     calib_fraction: float = 0.1,
     coverage: float = 0.95,
     conformal: Conformal = "all-classes",
+    false_alarms: float = 0.02,
     label_thresholds: str = "f1",
     decision_rules: str = "",
 ) -> ProbeRecipe:
@@ -158,6 +161,7 @@ def probe(
         calib_fraction: share of the rest to calibrate on when there is no val folder.
         coverage: share of prediction sets that hold the true class.
         conformal: whether that holds over ``all-classes`` together, or ``per-class``, which needs more images.
+        false_alarms: share of familiar images that may be called unfamiliar, 0-0.5; 49 images are enough to promise 0.02.
         label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
         decision_rules: named bands of a class's probability, such as ``dog: high precision 0.95, low``.
 
@@ -187,6 +191,7 @@ def probe(
         calib_fraction=calib_fraction,
         coverage=coverage,
         conformal=conformal,
+        false_alarms=false_alarms,
         label_thresholds=label_thresholds,
         decision_rules=decision_rules,
     )
@@ -228,6 +233,7 @@ class NetworkRecipe:
         calib_fraction: share of the rest set aside for calibration, 0-1.
         coverage: share of prediction sets that hold the true class, 0-1.
         conformal: whether that holds over ``all-classes`` together, or ``per-class``, which needs more images.
+        false_alarms: share of familiar images that may be called unfamiliar, 0-0.5; 49 images are enough to promise 0.02.
         label_thresholds: how thresholds are chosen where an image may have several labels: ``f1`` or ``precision P``.
         decision_rules: named bands of a class's probability, such as ``dog: high precision 0.95, low``.
     """
@@ -263,6 +269,7 @@ class NetworkRecipe:
     calib_fraction: float = 0.1
     coverage: float = 0.95
     conformal: Conformal = "all-classes"
+    false_alarms: float = 0.02
     label_thresholds: str = "f1"
     decision_rules: str = ""
 
@@ -468,4 +475,8 @@ def _check_parts(recipe: Recipe) -> None:
     if recipe.conformal not in get_args(Conformal):
         message = f"conformal must be {' or '.join(get_args(Conformal))}, got {recipe.conformal!r}"
         raise RecipeError("bad-setting", message)
+    if not 0 < recipe.false_alarms <= 0.5:
+        raise RecipeError(
+            "bad-setting", f"false_alarms must be above 0 and at most 0.5, got {recipe.false_alarms}"
+        )
     require_threshold_goal(recipe.label_thresholds)

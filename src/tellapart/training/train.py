@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tellapart.data.dataset import Dataset
 from tellapart.errors import TrainingError
 from tellapart.evaluation.familiarity import Familiarity
-from tellapart.evaluation.metrics import IntArray
+from tellapart.evaluation.metrics import Answer, IntArray
 from tellapart.evaluation.task import RULES
 from tellapart.imaging.decode import Pixels
 from tellapart.inference.model import LinearHead, compose
@@ -39,8 +39,9 @@ class Fitted:
             of a fold that did not see it.
         logits: (K,) logits by content hash of the images that the model file is verified on: calib, or train where there is none.
         details: how the model was chosen, for the report.
-        familiarity: the score that the model file will carry; None without one.
-        familiar_scores: (N,) of the held-out images, none of which the score was fitted on; None without a score.
+        familiarity: the score that the model file will carry.
+        familiar_scores: (N,) of the held-out images, none of which the score was fitted on.
+        scores: by content hash, of the same images as ``logits``: what the model file will say of them.
         interrupted: whether training was asked to stop before its end.
     """
 
@@ -53,15 +54,17 @@ class Fitted:
     method: Literal["calib", "cross-fit"]
     logits: Mapping[str, NDArray[np.float32]] = field(repr=False)
     details: dict[str, Any]
-    familiarity: Familiarity | None = None
-    familiar_scores: NDArray[np.float64] | None = field(default=None, repr=False)
+    familiarity: Familiarity
+    familiar_scores: NDArray[np.float64] = field(repr=False)
+    scores: Mapping[str, float] = field(repr=False)
     log: tuple[EpochLog, ...] = ()
     interrupted: bool = False
 
-    def probs(self, part: Dataset, calibration: Calibration) -> NDArray[np.float64]:
-        """(N, K) probabilities as the fitted model gives them, without the model file."""
+    def expected(self, part: Dataset, calibration: Calibration) -> Answer:
+        """``probs`` (N, K) and ``familiarity`` (N,) as the fitted model gives them, without the model file."""
         logits = np.stack([self.logits[content] for content in part.contents]).astype(np.float64)
-        return RULES[part.task].probs(logits / calibration.temperature)
+        scores = np.array([self.scores[content] for content in part.contents])
+        return {"probs": RULES[part.task].probs(logits / calibration.temperature), "familiarity": scores}
 
     def to_onnx(self, calibration: Calibration, task: Task) -> onnx.ModelProto:
         """The graph of the model file."""

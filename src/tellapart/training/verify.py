@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tellapart.data.dataset import Dataset
 from tellapart.errors import ImageError, ModelError
+from tellapart.evaluation.metrics import Answer
 from tellapart.evaluation.task import RULES
 from tellapart.imaging.decode import Pixels
 from tellapart.inference.engine import Engine, OpenVINOEngine, Outputs, iter_outputs
@@ -24,7 +25,7 @@ _REFERENCE = "probs in full precision"
 
 
 def verify(
-    classifier: Classifier, model: ModelFile, part: Dataset, fitted_probs: NDArray[np.float64], progress: Progress
+    classifier: Classifier, model: ModelFile, part: Dataset, fitted: Answer, progress: Progress
 ) -> tuple[Mapping[str, Any], Answers]:
     """Compare the file's answers with the fitted model's, and reduced precision with full.
 
@@ -32,7 +33,7 @@ def verify(
         classifier: the composed file, opened as it will be used.
         model: the same, to be opened in full precision too.
         part: images of the calib part, or of train where there is none.
-        fitted_probs: (N, K) what the fitted model says of them.
+        fitted: what the fitted model says of them: ``probs`` (N, K) and, where it has the score, ``familiarity`` (N,).
         progress: called as the images are answered.
 
     Returns:
@@ -61,8 +62,11 @@ def verify(
     found: dict[str, Any] = {
         "n": len(part),
         "precision": classifier.precision,
-        **_difference(fitted_probs, probs, model.card),
+        **_difference(fitted["probs"], probs, model.card),
     }
+    if "familiarity" in fitted:
+        scores = np.array([answer["familiarity"] for answer in answers.values()])
+        found["familiarity_max_abs_difference"] = float(np.abs(fitted["familiarity"] - scores).max())
     if found["top1_differs"] > found["ties"]:
         message = (
             f"{found['top1_differs']} of {len(part)} images get another class from the file than from the model"

@@ -1,0 +1,62 @@
+"""Folds: which images learn and which are asked, copies and groups on one side, every class dealt out evenly."""
+
+import numpy as np
+
+from tellapart.data.copies import stay_together
+from tellapart.data.dataset import Dataset
+from tellapart.evaluation.metrics import IntArray
+
+
+def halves(part: Dataset, seed: int) -> IntArray:
+    """(N,) 0 or 1 for each image: half of each class, groups kept whole."""
+    strata = part.labels if part.labels.ndim == 1 else rarest_label(part.labels)
+    groups = groups_of(part)
+    if groups is None or len(np.unique(groups)) < 2:
+        return even_folds(strata, 2, seed)
+    return group_folds(strata, groups, 2, seed)
+
+
+def groups_of(part: Dataset) -> IntArray | None:
+    """(N,) number of each image's group, an image without one being its own; None where there are no groups."""
+    names = stay_together(part)
+    if not any(name is not None for name in names):
+        return None
+    keys = [(name or "", i if name is None else -1) for i, name in enumerate(names)]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys], dtype=np.int64)
+
+
+def rarest_label(labels: IntArray) -> IntArray:
+    """(N,) the rarest label of each image, one more than any for images without: what folds are balanced by."""
+    counts = np.where(labels, labels.sum(axis=0), np.iinfo(np.int64).max)
+    rarest: IntArray = np.where(labels.any(axis=1), counts.argmin(axis=1), labels.shape[1])
+    return rarest
+
+
+def even_folds(labels: IntArray, folds: int, seed: int) -> IntArray:
+    """(N,) fold of each image: every class is dealt out evenly, in an order drawn by the seed."""
+    rng = np.random.default_rng(seed)
+    fold = np.empty(len(labels), dtype=np.int64)
+    dealt = 0
+    for k in range(int(labels.max()) + 1):
+        of_class = rng.permutation(np.flatnonzero(labels == k))
+        fold[of_class] = (dealt + np.arange(len(of_class))) % folds
+        dealt += len(of_class)
+    return fold
+
+
+def group_folds(strata: IntArray, groups: IntArray, folds: int, seed: int) -> IntArray:
+    """(N,) fold of each image: groups are dealt out whole, the largest first, each where its classes are rarest."""
+    rng = np.random.default_rng(seed)
+    names, group = np.unique(groups, return_inverse=True)
+    counts = np.zeros((len(names), int(strata.max()) + 1))
+    np.add.at(counts, (group, strata), 1)
+    dealt = np.zeros((folds, counts.shape[1]))
+    fold_of_group = np.empty(len(names), dtype=np.int64)
+    shuffled = rng.permutation(len(names))
+    for i in shuffled[np.argsort(-counts[shuffled].sum(axis=1), kind="stable")]:
+        fold = min(range(folds), key=lambda f: (float(dealt[f] @ counts[i]), float(dealt[f].sum())))
+        fold_of_group[i] = fold
+        dealt[fold] += counts[i]
+    result: IntArray = fold_of_group[group]
+    return result
