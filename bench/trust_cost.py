@@ -127,13 +127,14 @@ def measure_file(folder: Path, repeats: int = 400) -> list[dict]:
     images = np.random.default_rng(0).integers(0, 256, (BATCH_SIZE, side, side, 3)).astype(np.uint8)
     taken: dict[bool, list[float]] = {True: [], False: []}
     for i in range(2 * repeats):
-        start = time.perf_counter()
-        (full if i % 2 else less).run(images)
-        taken[bool(i % 2)].append((time.perf_counter() - start) * 1_000 / BATCH_SIZE)
+        with_it = i % 4 in (1, 2)  # each goes first as often as the other
+        start = time.process_time()
+        (full if with_it else less).run(images)
+        taken[with_it].append((time.process_time() - start) * 1_000 / BATCH_SIZE)
     print("engine", statistics.median(taken[True]), statistics.median(taken[False]), flush=True)
     sizes = len(model.onnx_bytes) / 1e6, len(plain) / 1e6
     return [
-        row("engine, milliseconds an image", taken[True], taken[False], wanted="at most 1.05"),
+        row("engine, processor milliseconds an image", taken[True], taken[False], wanted="at most 1.05"),
         row("file, megabytes", [sizes[0]], [sizes[1]], wanted="at most 8 more"),
     ]
 

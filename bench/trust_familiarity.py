@@ -88,7 +88,7 @@ def mean_of_draws(name: str, draws: list[dict]) -> dict:
         margin = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
         row[f"auroc {key}"] = float(np.mean(values))
         row[f"interval {key}"] = (
-            f"{np.mean(values):.4f} ({np.mean(values) - margin:.4f} to {np.mean(values) + margin:.4f})"
+            f"{np.mean(values):.4f} ({np.mean(values) - margin:.4f} to {min(1, np.mean(values) + margin):.4f})"
         )
     for key in ("found", "false alarms"):
         shares = [float(draw[key].split()[0]) for draw in draws]
