@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
-from scipy.sparse.linalg import eigsh
 
 from tellapart.evaluation.metrics import FloatArray, IntArray
 from tellapart.records import FamiliarityRule, HeldOut
@@ -45,20 +44,21 @@ class Gaussian:
         centered = directions(embeddings) - self.mean
         along = centered @ self.axes
         beside = np.maximum(np.square(centered).sum(axis=1) - np.square(along).sum(axis=1), 0)
-        result: NDArray[np.float64] = np.sqrt((np.square(along) / self.variances).sum(axis=1) + beside / self.rest)
+        result: NDArray[np.float64] = np.sqrt(
+            (np.square(along) / self.variances).sum(axis=1, dtype=np.float64) + beside / self.rest
+        )
         return result
 
 
-def directions(embeddings: FloatArray) -> NDArray[np.float64]:
-    """Signed square roots of (N, D) embeddings, scaled to length 1; zeros stay zeros.
+def directions(embeddings: FloatArray) -> FloatArray:
+    """Signed square roots of (N, D) embeddings, scaled to length 1, as precise as the embeddings; zeros stay zeros.
 
     Source: Arandjelovic and Zisserman 2012, "Three things everyone should know to improve object retrieval", section 3.
     """
-    values = embeddings.astype(np.float64)
-    roots = np.sign(values) * np.sqrt(np.abs(values))
+    roots: FloatArray = np.copysign(np.sqrt(np.abs(embeddings)), embeddings)
     lengths = np.linalg.norm(roots, axis=1, keepdims=True)
-    result: NDArray[np.float64] = roots / np.where(lengths > 0, lengths, 1)
-    return result
+    roots /= np.where(lengths > 0, lengths, 1)
+    return roots
 
 
 def fit_gaussian(embeddings: FloatArray) -> Gaussian:
@@ -73,22 +73,23 @@ def fit_gaussian(embeddings: FloatArray) -> Gaussian:
     centered = points - mean
     n, dim = centered.shape
     # Of the two products, the smaller has the same eigenvalues, but for zeros, and the same sum of squares.
-    product = centered.T @ centered / n if dim <= n else centered @ centered.T / n
+    product = (centered.T @ centered if dim <= n else centered @ centered.T).astype(np.float64) / n
     average = float(np.trace(product)) / dim
     squares = float(np.square(product).sum())
     spread = squares - dim * average**2
-    noise = (float(np.square(np.square(centered).sum(axis=1)).sum()) / n - squares) / n
+    noise = (float(np.square(np.square(centered).sum(axis=1)).sum(dtype=np.float64)) / n - squares) / n
     shrinkage = min(1.0, max(0.0, noise / spread)) if spread > 0 else 1.0
-    values, axes = _largest(product, max(1, min(COMPONENTS, dim - 1, n - 1)))
+    side, rank = len(product), max(1, min(COMPONENTS, dim - 1, n - 1))
+    values, axes = eigh(product, subset_by_index=(side - rank, side - 1))
     if dim > n:
-        axes = centered.T @ axes
+        axes = centered.T @ axes.astype(centered.dtype)
         axes /= np.maximum(np.linalg.norm(axes, axis=0), _LEAST_LENGTH)
     variances = (1 - shrinkage) * values + shrinkage * average
     least = _LEAST_VARIANCE / dim
     rest = (dim * average - float(variances.sum())) / max(1, dim - len(values))
     return Gaussian(
         mean=mean,
-        axes=axes,
+        axes=axes.astype(centered.dtype),
         variances=np.maximum(variances, least),
         rest=max(rest, least),
     )
@@ -97,16 +98,6 @@ def fit_gaussian(embeddings: FloatArray) -> Gaussian:
 def _evenly(n: int, limit: int) -> NDArray[np.int64]:
     """At most so many rows of n, evenly spaced: images lie by class, so every class keeps its share."""
     return np.linspace(0, n - 1, min(n, limit)).round().astype(np.int64)
-
-
-def _largest(product: FloatArray, rank: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The largest eigenvalues of a symmetric matrix, ascending, and their vectors in columns."""
-    side = len(product)
-    if side <= 8 * rank:
-        values, vectors = eigh(product, subset_by_index=(side - rank, side - 1))
-    else:
-        values, vectors = eigsh(product, k=rank, v0=np.ones(side), tol=1e-6)
-    return values, vectors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
