@@ -71,7 +71,7 @@ class ProbeWay:
             strengths=self.recipe.strengths,
             folds=self.recipe.folds,
             seed=seed,
-            groups=_groups(train),
+            groups=group_numbers(train),
         )
         verified, verified_matrix = (calib, self._matrix(calib)) if len(calib) else (train, matrix)
         logits = probe.head.logits(verified_matrix)
@@ -99,7 +99,7 @@ class ProbeWay:
         return np.stack([self._embedded.embeddings[content] for content in dataset.contents])
 
 
-def _groups(part: Dataset) -> IntArray | None:
+def group_numbers(part: Dataset) -> IntArray | None:
     """(N,) number of each image's group, an image without one being its own; None where there are no groups."""
     names = stay_together(part)
     if not any(name is not None for name in names):
