@@ -3,8 +3,10 @@
 from contextlib import contextmanager
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import numpy_helper
 
 torch = pytest.importorskip("torch")
 
@@ -18,9 +20,11 @@ from tellapart.inference.bundled import (  # noqa: E402
     unfold_norm,
 )
 from tellapart.inference.model import LinearHead, read_model  # noqa: E402
+from tellapart.training import finetune as finetune_module  # noqa: E402
 from tellapart.training import loop  # noqa: E402
 from tellapart.training.finetune import ViewData, _frozen_stages, _map_side  # noqa: E402
 from tellapart.training.optim import Optimizer  # noqa: E402
+from tellapart.training.probe import fit_probe  # noqa: E402
 from tellapart.training.recipes import build_recipe, finetune  # noqa: E402
 from tellapart.training.tail import Tail, depth_below_head, tail_state  # noqa: E402
 
@@ -176,14 +180,24 @@ def test_it_learns_and_keeps_the_better(photos, tmp_path):
     assert read_model(run.model_path).card.weights.license == "Apache-2.0"
 
 
-def test_a_ruined_training_ships_the_probe(photos, tmp_path):
+def test_a_ruined_training_ships_the_probe(photos, tmp_path, monkeypatch):
+    """Fitted again, on val too, which has done its work of choosing."""
+    probes = []
+
+    def recorded(embeddings, *arguments, **settings):
+        probes.append((len(embeddings), fit_probe(embeddings, *arguments, **settings)))
+        return probes[-1][1]
+
+    monkeypatch.setattr(finetune_module, "fit_probe", recorded)
     settings = {**QUICK, "lr": 1.0, "warmup_epochs": 0, "ema_decay": 0, "schedule": "constant"}
     ruined = tellapart.train(photos, recipe="finetune", settings=settings, out=tmp_path / "a")
     assert ruined.report["fit"]["best_epoch"] == 0
     assert min(entry["val_loss"] for entry in ruined.report["fit"]["log"]) > 1
-    harmless = {**settings, "lr": 1e-9, "epochs": 1}
-    probe = tellapart.train(photos, recipe="finetune", settings=harmless, out=tmp_path / "b")
-    assert ruined.report["test"]["accuracy"] == probe.report["test"]["accuracy"]
+    splits = {name: sum(part.values()) for name, part in ruined.report["dataset"]["splits"].items()}
+    assert [n for n, _ in probes] == [splits["train"], splits["train"] + splits["val"]]
+    graph = onnx.load_model(ruined.model_path).graph
+    weight = next(numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == "head.weight")
+    assert np.array_equal(weight, probes[1][1].head.weight)
     assert ruined.report["test"]["accuracy"]["value"] > 0.5
 
 

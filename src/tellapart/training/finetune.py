@@ -34,6 +34,7 @@ from tellapart.training.augment_settings import AugmentSettings, parse_augment
 from tellapart.training.checkpoint import CheckpointFolder
 from tellapart.training.gradient import LoopWay
 from tellapart.training.loop import IndexArray, LoopData, LoopResult, train_network
+from tellapart.training.objective import Objective
 from tellapart.training.probe import FloatMatrix, Probe, fit_probe, group_numbers
 from tellapart.training.recipes import FinetuneRecipe
 from tellapart.training.resume import checkpoint_folder
@@ -81,15 +82,14 @@ class FinetuneWay(LoopWay[FinetuneRecipe]):
 
     def fit(self, dataset: Dataset, *, seed: int, progress: Progress) -> Fitted:
         """Fit the probe on train, train on from it, choose by val, answer calib with what will ship."""
-        recipe, state = self.recipe, read_weights(self.recipe.backbone)
-        bundled = BUNDLED[recipe.backbone]
+        recipe = self.recipe
         data = self._views(dataset, seed, progress)
         train, calib = dataset.used("train"), dataset.used("calib")
         objective = self._objective(dataset)
         probe = self._probe(train, seed, progress)
         tail = Tail(
-            state,
-            bundled,
+            read_weights(recipe.backbone),
+            BUNDLED[recipe.backbone],
             cut=self._cut,
             map_side=_map_side(recipe, self._cut),
             feature_stages=recipe.feature_stages,
@@ -110,17 +110,15 @@ class FinetuneWay(LoopWay[FinetuneRecipe]):
                 from_trained=True,
                 lr_scale=lambda name: recipe.lr_decay ** depth_below_head(name),
             )
-        learned = tail_state(state, tail, bundled)
-        trunk = build_backbone(learned, bundled, recipe.feature_stages, recipe.feature_pooling).SerializeToString()
-        output = {
-            name: tail.get_parameter(name).detach().cpu().numpy() for name in ("output.weight", "output.bias")
-        }
-        weight, bias = split_head(output, objective.num_outputs)
-        head = LinearHead(weight=weight, bias=bias)
+        if result.best_epoch or result.interrupted:
+            trunk, head = self._learned(tail, objective)
+        else:  # the choice is made, and the images that made it may teach
+            probe = self._probe(dataset.used("train", "val"), seed, progress)
+            trunk, head = self._backbone.onnx_bytes, probe.head
         logits = head.logits(self._embed(trunk, calib, progress))
         return Fitted(
             trunk=trunk,
-            embedding_dim=len(weight),
+            embedding_dim=len(head.weight),
             head=head,
             weights=self._backbone.weights,
             held_out_logits=logits,
@@ -131,6 +129,17 @@ class FinetuneWay(LoopWay[FinetuneRecipe]):
             log=tuple(result.log),
             interrupted=result.interrupted,
         )
+
+    def _learned(self, tail: Tail, objective: Objective) -> tuple[bytes, LinearHead]:
+        """The whole backbone with what the tail has learned, and the head."""
+        bundled = BUNDLED[self.recipe.backbone]
+        state = tail_state(read_weights(self.recipe.backbone), tail, bundled)
+        trunk = build_backbone(state, bundled, self.recipe.feature_stages, self.recipe.feature_pooling)
+        output = {
+            name: tail.get_parameter(name).detach().cpu().numpy() for name in ("output.weight", "output.bias")
+        }
+        weight, bias = split_head(output, objective.num_outputs)
+        return trunk.SerializeToString(), LinearHead(weight=weight, bias=bias)
 
     @property
     def _cut(self) -> int:
