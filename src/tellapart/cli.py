@@ -71,7 +71,7 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/NAME]")] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="How to train: probe, cnn or scratch. [default: probe]")
+        str | None, typer.Option(help="How to train: probe, finetune, cnn or scratch. [default: probe]")
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the recipe.")

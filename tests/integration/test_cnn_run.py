@@ -26,6 +26,7 @@ from tellapart.training.recipes import RECIPES, build_recipe  # noqa: E402
 TINY = "conv 6x3, pool 2, flatten, dense 16"
 QUICK = {
     "probe": {"folds": 3},
+    "finetune": {"epochs": 2, "input_size_px": 32, "views": 2, "train_stages": 1, "batch_size": 16},
     "cnn": {"epochs": 4, "input_size_px": 16, "layers": TINY},
     "scratch": {"epochs": 3, "input_size_px": 16, "batch_size": 16},
 }

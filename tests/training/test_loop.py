@@ -21,7 +21,7 @@ from tellapart.models.normalize import fit_transform  # noqa: E402
 from tellapart.records import no_progress  # noqa: E402
 from tellapart.training import loop as loop_module  # noqa: E402
 from tellapart.training.checkpoint import CheckpointFolder  # noqa: E402
-from tellapart.training.loop import LoopData, class_logits, train_network  # noqa: E402
+from tellapart.training.loop import ImageData, class_logits, train_network  # noqa: E402
 from tellapart.training.objective import Classification  # noqa: E402
 from tellapart.training.optim import AveragedWeights, Optimizer, lr_factor  # noqa: E402
 from tellapart.training.recipes import cnn  # noqa: E402
@@ -63,7 +63,9 @@ def toy(train=36, val=9, *, classes=3, seed=3):
     pixels[np.arange(count), :, :, labels % 3] += 150
     pixels[:, 0, 0, 0] = np.arange(count)
     names = [f"{i}.png" for i in range(count)]
-    return LoopData(pixels=pixels, labels=labels, names=names, train=np.arange(train), val=np.arange(train, count))
+    return ImageData(
+        pixels=pixels, labels=labels, names=names, train=np.arange(train), val=np.arange(train, count)
+    )
 
 
 def settings(**changes):
@@ -230,11 +232,11 @@ def test_calib_images_are_not_augmented():
     data, recipe = toy(), settings(layers=FULL)
     network = build(data, recipe, 3)
     given = watch(network)
-    logits = class_logits(network, Classification(class_weights=torch.ones(3)), data.pixels, data.val)
+    logits = class_logits(network, Classification(class_weights=torch.ones(3)), data, data.val)
     assert torch.equal(given[False][0], originals(data, data.val))
     assert logits.shape == (9, 3)
     assert not network.training
-    assert class_logits(network, Classification(class_weights=torch.ones(3)), data.pixels, data.val[:0]).shape == (
+    assert class_logits(network, Classification(class_weights=torch.ones(3)), data, data.val[:0]).shape == (
         0,
         3,
     )
@@ -399,7 +401,7 @@ def test_class_weights_reach_the_gradient():
     found = {}
     for name, weights in (("blind", [0.0, 1.5, 1.5]), ("seeing", [1.0, 1.0, 1.0])):
         network, _ = train(settings(epochs=10), data, class_weights=torch.tensor(weights))
-        logits = class_logits(network, Classification(class_weights=torch.ones(3)), data.pixels, data.train)
+        logits = class_logits(network, Classification(class_weights=torch.ones(3)), data, data.train)
         found[name] = logits.argmax(dim=1)[torch.from_numpy(data.labels[data.train]) == 0]
     assert (found["seeing"] == 0).all()
     assert not (found["blind"] == 0).any()
@@ -556,7 +558,7 @@ def test_averaged_weights_are_the_ones_measured_and_kept():
         assert torch.allclose(value, average[name], atol=1e-6), name
     assert not same_bits(own[-1], weights_of(network))
     loss = F.cross_entropy(
-        class_logits(network, Classification(class_weights=torch.ones(3)), data.pixels, data.train),
+        class_logits(network, Classification(class_weights=torch.ones(3)), data, data.train),
         torch.from_numpy(data.labels),
     )
     assert result.log[-1].train_loss == pytest.approx(float(loss), rel=1e-5)
@@ -621,7 +623,7 @@ def test_the_weights_of_the_lowest_val_loss_are_kept():
     losses = [entry.val_loss for entry in result.log]
     assert result.best_epoch == losses.index(min(losses)) + 1 < 6
     assert same_bits(weights_of(network), after[result.best_epoch])
-    logits = class_logits(network, Classification(class_weights=torch.ones(3)), data.pixels, data.val)
+    logits = class_logits(network, Classification(class_weights=torch.ones(3)), data, data.val)
     assert float(F.cross_entropy(logits, torch.from_numpy(data.labels[data.val]))) == pytest.approx(min(losses))
 
 
@@ -774,7 +776,7 @@ def test_a_stopped_run_has_the_best_weights_so_far(step, best, tmp_path):
     network, stopped = train(recipe, checkpoints=CheckpointFolder(tmp_path), progress=progress)
     assert stopped.interrupted
     assert stopped.best_epoch == (min(range(best), key=lambda i: stopped.log[i].val_loss) + 1 if best else 0)
-    logits = class_logits(network, Classification(class_weights=torch.ones(3)), toy().pixels, toy().val)
+    logits = class_logits(network, Classification(class_weights=torch.ones(3)), toy(), toy().val)
     seen["loss"] = float(F.cross_entropy(logits, torch.from_numpy(toy().labels[toy().val])))
     if best:
         assert seen["loss"] == pytest.approx(min(entry.val_loss for entry in stopped.log))

@@ -1,6 +1,8 @@
 """Recipes are checked and complete; the probe is scikit-learn's regression, its strength chosen honestly."""
 
+import sys
 import tomllib
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -9,10 +11,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
-from tellapart.errors import RecipeError
-from tellapart.inference.bundled import BUNDLED
-from tellapart.records import Preprocess
+from tellapart.errors import RecipeError, TrainingError
+from tellapart.inference.bundled import BUNDLED, open_backbone
+from tellapart.records import Backbone, Preprocess, Weights
 from tellapart.training import probe as probe_module
+from tellapart.training.backbones import open_features
 from tellapart.training.probe import fit_logistic, fit_probe, head_of
 from tellapart.training.recipes import build_recipe, recipe_settings, recipe_toml
 
@@ -332,3 +335,34 @@ def test_few_groups_are_few_folds():
     labels, groups = np.arange(30) % 2, np.arange(30) // 10
     probe = fit_probe(features, labels, strengths=(1.0,), folds=5, seed=0, groups=groups)
     assert sorted(probe.fold_images) == list(range(30))
+
+
+def test_a_network_of_timm_without_its_packages(monkeypatch):
+    monkeypatch.delitem(sys.modules, "tellapart.models.backbone", raising=False)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(TrainingError) as caught:
+        open_features(build_recipe("probe", {"backbone": "timm/test_vit"}))
+    assert caught.value.code == "package-missing"
+    assert "onnxscript" in caught.value.message
+    assert "tellapart[train]" in caught.value.hint
+
+
+def test_the_record_fills_in_only_what_the_recipe_leaves_open(monkeypatch):
+    onnx_bytes = open_backbone("efficientnet_lite0", (3,)).onnx_bytes
+    weights = Weights(name="timm/x", source="file", license="mit", sha256="0" * 64)
+    backbone = Backbone(onnx_bytes=onnx_bytes, sha256="0" * 64, embedding_dim=40, weights=weights)
+    record = Preprocess(input_size_px=96, resize="crop", interpolation="bicubic", crop_share=0.9)
+    module = ModuleType("tellapart.models.backbone")
+    module.open_timm = lambda *_, **__: (backbone, record)
+    monkeypatch.setitem(sys.modules, "tellapart.models.backbone", module)
+    for settings, expected in (
+        ({}, record),
+        ({"resize": "squash"}, Preprocess(input_size_px=96, interpolation="bicubic")),
+        (
+            {"interpolation": "bilinear", "crop_share": 0.5},
+            Preprocess(input_size_px=96, resize="crop", crop_share=0.5),
+        ),
+    ):
+        found, recipe = open_features(build_recipe("probe", {"backbone": "timm/x", **settings}))
+        assert found is backbone
+        assert recipe.preprocess == expected

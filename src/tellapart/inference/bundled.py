@@ -103,9 +103,7 @@ def open_backbone(name: str, stages: tuple[int, ...] = (LAST_STAGE,), pooling: P
     path = cache_folder() / "backbones" / f"{key}.onnx.checked"
     content = read_checked(path)
     if content is None:
-        content = build_backbone(
-            read_pth(_weights_file(name), bundled.sha256), bundled, stages, pooling
-        ).SerializeToString()
+        content = build_backbone(read_weights(name), bundled, stages, pooling).SerializeToString()
         write_checked(path, content)
     outputs = onnx.load_model_from_string(content).graph.output
     return Backbone(
@@ -119,6 +117,11 @@ def open_backbone(name: str, stages: tuple[int, ...] = (LAST_STAGE,), pooling: P
             sha256=bundled.sha256,
         ),
     )
+
+
+def read_weights(name: str) -> State:
+    """Arrays of bundled weights by parameter name; errors are those of ``open_backbone``."""
+    return read_pth(_weights_file(name), BUNDLED[name].sha256)
 
 
 def _weights_file(name: str) -> bytes:
@@ -214,6 +217,50 @@ def _tensor_view(
     return _TensorView(storage[0], storage[1], offset, shape, strides)
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """An inverted residual block: where its weights are, and how it is wired."""
+
+    name: str
+    stride: int
+    residual: bool
+
+
+def stage_blocks(bundled: BundledWeights) -> dict[int, list[Block]]:
+    """The blocks of stages 1 to 7."""
+    stages: dict[int, list[Block]] = {}
+    count = 0
+    for stage, (stride, repeats) in enumerate(zip(_STRIDES, _REPEATS, strict=True), start=1):
+        number = repeats if stage in (1, 7) else math.ceil(repeats * bundled.depth)
+        stages[stage] = [
+            Block(f"_blocks.{count + i}", stride if i == 0 else 1, residual=i > 0) for i in range(number)
+        ]
+        count += number
+    return stages
+
+
+def fold_norm(state: State, conv: str, norm: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weight and bias of a convolution whose batch norm has become part of it."""
+    weight = state[f"{conv}.weight"].astype(np.float64)
+    gamma, beta, mean, variance = (
+        state[f"{norm}.{part}"].astype(np.float64) for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    scale = gamma / np.sqrt(variance + _BATCH_NORM_EPSILON)
+    return (weight * scale[:, None, None, None]).astype(np.float32), (beta - mean * scale).astype(np.float32)
+
+
+def unfold_norm(weight: NDArray[np.float32], bias: NDArray[np.float32], conv: str, norm: str) -> State:
+    """The arrays from which ``fold_norm`` makes this weight and bias."""
+    ones = np.ones(len(bias), dtype=np.float32)
+    return {
+        f"{conv}.weight": weight,
+        f"{norm}.weight": ones,
+        f"{norm}.bias": bias,
+        f"{norm}.running_mean": 0 * ones,
+        f"{norm}.running_var": ones - np.float32(_BATCH_NORM_EPSILON),
+    }
+
+
 def build_backbone(
     state: State, bundled: BundledWeights, stages: tuple[int, ...], pooling: Pooling = "mean"
 ) -> onnx.ModelProto:
@@ -229,12 +276,10 @@ def build_backbone(
     x = graph.normalize("images")
     x = graph.conv_norm(x, "_conv_stem", "_bn0", stride=2)
     outputs: dict[int, tuple[str, int]] = {}
-    block = 0
-    for stage, (stride, repeats) in enumerate(zip(_STRIDES, _REPEATS, strict=True), start=1):
-        for i in range(repeats if stage in (1, 7) else math.ceil(repeats * bundled.depth)):
-            x = graph.inverted_residual(x, f"_blocks.{block}", stride=stride if i == 0 else 1, residual=i > 0)
-            block += 1
-        outputs[stage] = (x, len(state[f"_blocks.{block - 1}._bn2.weight"]))
+    for stage, blocks in stage_blocks(bundled).items():
+        for block in blocks:
+            x = graph.inverted_residual(x, block.name, stride=block.stride, residual=block.residual)
+        outputs[stage] = (x, len(state[f"{blocks[-1].name}._bn2.weight"]))
         if stage == max(stages):
             break
     if LAST_STAGE in stages:
@@ -295,17 +340,10 @@ class _Graph:
         self, x: str, conv: str, norm: str, *, stride: int = 1, depthwise: bool = False, relu6: bool = True
     ) -> str:
         """Convolution with TensorFlow's padding; its batch norm becomes part of weight and bias."""
-        weight = self.state[f"{conv}.weight"].astype(np.float64)
-        gamma, beta, mean, variance = (
-            self.state[f"{norm}.{part}"].astype(np.float64)
-            for part in ("weight", "bias", "running_mean", "running_var")
-        )
-        scale = gamma / np.sqrt(variance + _BATCH_NORM_EPSILON)
-        folded = self.constant(f"{conv}.weight", (weight * scale[:, None, None, None]).astype(np.float32))
-        bias = self.constant(f"{conv}.bias", (beta - mean * scale).astype(np.float32))
+        weight, bias = fold_norm(self.state, conv, norm)
         x = self.add(
             "Conv",
-            [x, folded, bias],
+            [x, self.constant(f"{conv}.weight", weight), self.constant(f"{conv}.bias", bias)],
             auto_pad="SAME_UPPER",
             kernel_shape=weight.shape[2:],
             strides=[stride, stride],

@@ -1,4 +1,4 @@
-"""The gradient loop's way from a Dataset to a fitted model: pixels, network, loop."""
+"""The gradient loop's ways from a Dataset to a fitted model: what they share, and that of a network from nothing."""
 
 import json
 import random
@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 from tellapart.data.cache import PixelTable, decode_files
 from tellapart.data.dataset import Dataset
@@ -33,9 +34,9 @@ from tellapart.training.augment_settings import parse_augment
 from tellapart.training.checkpoint import CheckpointFolder
 from tellapart.training.curves import describe_fit, draw_curves
 from tellapart.training.folds import halves
-from tellapart.training.loop import LoopData, LoopResult, embeddings_and_logits, train_network
+from tellapart.training.loop import ImageData, LoopData, LoopResult, embeddings_and_logits, train_network
 from tellapart.training.objective import OBJECTIVES, Objective
-from tellapart.training.recipes import NetworkRecipe
+from tellapart.training.recipes import LoopRecipe, NetworkRecipe
 from tellapart.training.resume import checkpoint_folder
 from tellapart.training.train import Fitted, learning_part
 
@@ -45,11 +46,14 @@ _SHEET_IMAGES = 8
 FloatMatrix = NDArray[np.float32]
 
 
-class GradientWay:
-    """Decoded images, a network, and the loop.
+R = TypeVar("R", bound=LoopRecipe)
+
+
+class LoopWay(Generic[R]):
+    """Decoded images, and what every training by the loop keeps and writes.
 
     Args:
-        recipe: the network and how it is trained.
+        recipe: what is trained and how.
         folder: the run's own; ``log.jsonl``, ``curves.svg`` and ``checkpoint/`` go there.
         on_epoch: called after each epoch.
         tensorboard: whether to write TensorBoard events, too.
@@ -60,7 +64,7 @@ class GradientWay:
     """
 
     def __init__(
-        self, recipe: NetworkRecipe, folder: Path, *, on_epoch: Callable[[EpochLog], None], tensorboard: bool
+        self, recipe: R, folder: Path, *, on_epoch: Callable[[EpochLog], None], tensorboard: bool
     ) -> None:
         self.recipe = recipe
         self._folder = folder
@@ -70,10 +74,8 @@ class GradientWay:
         self._images = PixelTable(pixels=np.empty((0, 8, 8, 3), dtype=np.uint8), rows={})
 
     def prepare(self, dataset: Dataset, progress: Progress) -> Dataset:
-        """Decode the images to learn from, and size the recipe by them; see ``Way``."""
+        """Decode the images to learn from; see ``Way``."""
         learning = learning_part(dataset)
-        if not (self.recipe.input_size_px and self.recipe.layers):
-            self.recipe = self.recipe.sized(_typical_side_px(learning.images))
         files = dict(zip(learning.contents, learning.images, strict=True))
         paths = dict(zip(learning.contents, learning.paths, strict=True))
         self._images, errors = decode_files(files, self.recipe.preprocess, progress)
@@ -83,49 +85,6 @@ class GradientWay:
     def thumbnails(self, part: Dataset) -> Pixels:
         """(N, 32, 32) uint8 of prepared images."""
         return make_thumbnails(self._images.pixels[self._images.indices(part.contents)])
-
-    def fit(self, dataset: Dataset, *, seed: int, progress: Progress) -> Fitted:
-        """Train on train, choose by val, answer calib."""
-        data = self._loop_data(dataset)
-        layers = parse_layers(
-            self.recipe.layers, input_size_px=self.recipe.input_size_px, channels=self.recipe.channels
-        )
-        transform = self._transform(data, seed)
-        objective = self._objective(dataset)
-        network = self._network(layers, transform, objective, seed)
-        with self._logged() as on_epoch:
-            result = train_network(
-                network,
-                objective,
-                data,
-                self.recipe,
-                seed=seed,
-                checkpoints=CheckpointFolder(checkpoint_folder(self._folder)),
-                progress=progress,
-                on_epoch=on_epoch,
-            )
-        calib = dataset.used("calib")
-        embeddings, logits = self._answers(network, objective, calib)
-        familiarity = self._familiarity(network, objective, dataset, seed)
-        scores = familiarity.score(embeddings, logits)
-        arrays = state_arrays(network)
-        weight, bias = split_head(arrays, objective.num_outputs)
-        return Fitted(
-            trunk=build_trunk(layers, arrays, transform).SerializeToString(),
-            embedding_dim=embedding_dim(layers),
-            head=LinearHead(weight=weight, bias=bias),
-            weights=None,
-            held_out_logits=logits,
-            held_out_labels=calib.labels,
-            method="calib",
-            logits=dict(zip(calib.contents, logits, strict=True)),
-            familiarity=familiarity,
-            familiar_scores=scores,
-            scores=dict(zip(calib.contents, scores.tolist(), strict=True)),
-            details=self._details(result, network),
-            log=tuple(result.log),
-            interrupted=result.interrupted,
-        )
 
     def preview(self, dataset: Dataset, *, seed: int) -> Path:
         """Write ``augmentation.png``: some training images, each beside what augmentation makes of it."""
@@ -137,22 +96,8 @@ class GradientWay:
             Image.fromarray(sheet).save(file, format="PNG")
         return path
 
-    def _answers(self, network: Network, objective: Objective, part: Dataset) -> tuple[FloatMatrix, FloatMatrix]:
-        """(N, D) embeddings and (N, K) logits."""
-        rows = self._images.indices(part.contents)
-        embeddings, logits = embeddings_and_logits(network, objective, self._images.pixels, rows)
-        return embeddings.numpy(), logits.numpy()
-
-    def _familiarity(self, network: Network, objective: Objective, dataset: Dataset, seed: int) -> Familiarity:
-        """Nearness as the embeddings of train have it, sureness as val does; as train does where there is no val."""
-        train, val = dataset.used("train"), dataset.used("val")
-        embeddings, logits = self._answers(network, objective, train)
-        if len(val):
-            logits = self._answers(network, objective, val)[1]
-        return fit_familiarity(embeddings, logits, halves(train, seed))[0]
-
-    def _loop_data(self, dataset: Dataset) -> LoopData:
-        train, val = dataset.used("train"), dataset.used("val")
+    def _labels(self, train: Dataset, val: Dataset) -> tuple[NDArray[np.int64], list[str]]:
+        """Label and file name of each row; -1 and none for those of other parts."""
         labels = np.full((len(self._images.rows), *train.labels.shape[1:]), -1, dtype=np.int64)
         names = [""] * len(labels)
         for part in (train, val):
@@ -160,13 +105,7 @@ class GradientWay:
             labels[rows] = part.labels
             for row, path in zip(rows, part.paths, strict=True):
                 names[row] = path
-        return LoopData(
-            pixels=self._images.pixels,
-            labels=labels,
-            names=names,
-            train=self._images.indices(train.contents),
-            val=self._images.indices(val.contents),
-        )
+        return labels, names
 
     def _objective(self, dataset: Dataset) -> Objective:
         num_classes = len(dataset.class_names)
@@ -178,29 +117,6 @@ class GradientWay:
         return kind(
             class_weights=torch.from_numpy(weights).to(self._device), label_smoothing=self.recipe.label_smoothing
         )
-
-    def _network(
-        self, layers: Sequence[Layer], transform: InputTransform, objective: Objective, seed: int
-    ) -> Network:
-        spec, filters = self.recipe.first_layer_filters, None
-        if spec != "learned":
-            first = first_convolution(layers)
-            filters = first_layer_filters(
-                spec, filters=first.units, size=first.size, channels=self.recipe.channels
-            )
-        return build_network(
-            layers,
-            transform,
-            outputs=objective.num_outputs,
-            seed=seed,
-            first_filters=filters,
-            freeze_first=self.recipe.freeze_first_layer,
-        ).to(self._device)
-
-    def _transform(self, data: LoopData, seed: int) -> InputTransform:
-        words = self.recipe.normalize_words
-        rows = np.random.default_rng(seed).permutation(data.train)[: MAX_FITTED_IMAGES if words else 1]
-        return fit_transform(data.pixels[np.sort(rows)], color=self.recipe.color, normalize=words)
 
     @contextmanager
     def _logged(self) -> Iterator[Callable[[EpochLog], None]]:
@@ -233,7 +149,7 @@ class GradientWay:
             if self._events is not None:
                 self._events.close()
 
-    def _details(self, result: LoopResult, network: Network) -> dict[str, Any]:
+    def _details(self, result: LoopResult, network: nn.Module) -> dict[str, Any]:
         return {
             "device": self._device.type,
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -246,7 +162,109 @@ class GradientWay:
         }
 
 
-def _device(recipe: NetworkRecipe) -> torch.device:
+class GradientWay(LoopWay[NetworkRecipe]):
+    """A network from nothing."""
+
+    def prepare(self, dataset: Dataset, progress: Progress) -> Dataset:
+        """Size the recipe by the images to learn from, and decode them; see ``Way``."""
+        if not (self.recipe.input_size_px and self.recipe.layers):
+            self.recipe = self.recipe.sized(_typical_side_px(learning_part(dataset).images))
+        return super().prepare(dataset, progress)
+
+    def fit(self, dataset: Dataset, *, seed: int, progress: Progress) -> Fitted:
+        """Train on train, choose by val, answer calib."""
+        train, val = dataset.used("train"), dataset.used("val")
+        labels, names = self._labels(train, val)
+        data = ImageData(
+            pixels=self._images.pixels,
+            labels=labels,
+            names=names,
+            train=self._images.indices(train.contents),
+            val=self._images.indices(val.contents),
+        )
+        layers = parse_layers(
+            self.recipe.layers, input_size_px=self.recipe.input_size_px, channels=self.recipe.channels
+        )
+        transform = self._transform(data, seed)
+        objective = self._objective(dataset)
+        network = self._network(layers, transform, objective, seed)
+        with self._logged() as on_epoch:
+            result = train_network(
+                network,
+                objective,
+                data,
+                self.recipe,
+                seed=seed,
+                checkpoints=CheckpointFolder(checkpoint_folder(self._folder)),
+                progress=progress,
+                on_epoch=on_epoch,
+            )
+        calib = dataset.used("calib")
+        embeddings, logits = self._answers(network, objective, data, calib)
+        familiarity = self._familiarity(network, objective, data, dataset, seed)
+        scores = familiarity.score(embeddings, logits)
+        arrays = state_arrays(network)
+        weight, bias = split_head(arrays, objective.num_outputs)
+        return Fitted(
+            trunk=build_trunk(layers, arrays, transform).SerializeToString(),
+            embedding_dim=embedding_dim(layers),
+            head=LinearHead(weight=weight, bias=bias),
+            weights=None,
+            held_out_logits=logits,
+            held_out_labels=calib.labels,
+            method="calib",
+            logits=dict(zip(calib.contents, logits, strict=True)),
+            familiarity=familiarity,
+            familiar_scores=scores,
+            scores=dict(zip(calib.contents, scores.tolist(), strict=True)),
+            details=self._details(result, network),
+            log=tuple(result.log),
+            interrupted=result.interrupted,
+        )
+
+    def _answers(
+        self, network: Network, objective: Objective, data: LoopData, part: Dataset
+    ) -> tuple[FloatMatrix, FloatMatrix]:
+        """(N, D) embeddings and (N, K) logits."""
+        rows = self._images.indices(part.contents)
+        embeddings, logits = embeddings_and_logits(network, objective, data, rows)
+        return embeddings.numpy(), logits.numpy()
+
+    def _familiarity(
+        self, network: Network, objective: Objective, data: LoopData, dataset: Dataset, seed: int
+    ) -> Familiarity:
+        """Nearness as the embeddings of train have it, sureness as val does; as train does where there is no val."""
+        train, val = dataset.used("train"), dataset.used("val")
+        embeddings, logits = self._answers(network, objective, data, train)
+        if len(val):
+            logits = self._answers(network, objective, data, val)[1]
+        return fit_familiarity(embeddings, logits, halves(train, seed))[0]
+
+    def _network(
+        self, layers: Sequence[Layer], transform: InputTransform, objective: Objective, seed: int
+    ) -> Network:
+        spec, filters = self.recipe.first_layer_filters, None
+        if spec != "learned":
+            first = first_convolution(layers)
+            filters = first_layer_filters(
+                spec, filters=first.units, size=first.size, channels=self.recipe.channels
+            )
+        return build_network(
+            layers,
+            transform,
+            outputs=objective.num_outputs,
+            seed=seed,
+            first_filters=filters,
+            freeze_first=self.recipe.freeze_first_layer,
+        ).to(self._device)
+
+    def _transform(self, data: ImageData, seed: int) -> InputTransform:
+        words = self.recipe.normalize_words
+        rows = np.random.default_rng(seed).permutation(data.train)[: MAX_FITTED_IMAGES if words else 1]
+        return fit_transform(data.pixels[np.sort(rows)], color=self.recipe.color, normalize=words)
+
+
+def _device(recipe: LoopRecipe) -> torch.device:
     if recipe.device == "cuda" and not torch.cuda.is_available():
         raise RecipeError(
             "bad-setting", "device=cuda, but PyTorch finds no GPU", hint="leave it out: --set device=auto"

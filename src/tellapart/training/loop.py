@@ -4,6 +4,7 @@ import math
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 from tellapart.errors import TrainingError
 from tellapart.imaging.decode import Pixels
 from tellapart.records import EpochLog, Progress
-from tellapart.training.augment import augment, draw, mix_targets
+from tellapart.training.augment import Draws, augment, draw, mix_targets
 from tellapart.training.augment_settings import AugmentSettings, parse_augment
 from tellapart.training.checkpoint import Checkpoint, CheckpointFolder
 from tellapart.training.objective import Objective
-from tellapart.training.optim import AveragedWeights, Optimizer, lr_factor
-from tellapart.training.recipes import NetworkRecipe
+from tellapart.training.optim import AveragedWeights, Optimizer, lr_factor, same_lr
+from tellapart.training.recipes import LoopRecipe
 
 EVALUATION_BATCH_SIZE = 256
 MAX_TRAIN_SAMPLE = 500
@@ -36,22 +37,53 @@ IndexArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopData:
-    """Images and labels for the loop.
+class LoopData(ABC):
+    """What the network sees and what it shall say, row by row.
 
     Attributes:
-        pixels: (N, S, S, 3) uint8.
         labels: (N,) class indices in 0..K-1, or (N, K) of 0 and 1.
         names: N file names, for messages.
         train: (n,) rows that teach.
         val: (m,) rows that choose; may be none.
     """
 
-    pixels: Pixels = field(repr=False)
     labels: IndexArray = field(repr=False)
     names: list[str] = field(repr=False)
     train: IndexArray
     val: IndexArray
+
+    @abstractmethod
+    def plain(self, rows: IndexArray, device: torch.device) -> Tensor:
+        """(B, ...) what the network takes of rows as they are."""
+
+    @abstractmethod
+    def augmented(
+        self, rows: IndexArray, settings: AugmentSettings, rng: np.random.Generator, device: torch.device
+    ) -> tuple[Tensor, Draws]:
+        """(B, ...) the same at random, and what was drawn; nothing but ``rng`` decides it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData(LoopData):
+    """Images, augmented anew at each step.
+
+    Attributes:
+        pixels: (N, S, S, 3) uint8.
+    """
+
+    pixels: Pixels = field(repr=False)
+
+    def plain(self, rows: IndexArray, device: torch.device) -> Tensor:
+        """(B, 3, S, S) float32 in 0-1."""
+        pixels = torch.from_numpy(self.pixels[rows]).to(device, non_blocking=True)
+        return pixels.permute(0, 3, 1, 2).float().div_(255)  # channels last in memory, as they were
+
+    def augmented(
+        self, rows: IndexArray, settings: AugmentSettings, rng: np.random.Generator, device: torch.device
+    ) -> tuple[Tensor, Draws]:
+        """(B, 3, S, S) float32 in 0-1."""
+        draws = draw(settings, len(rows), rng)
+        return augment(self.plain(rows, device), draws, settings), draws
 
 
 @dataclass(kw_only=True)
@@ -64,7 +96,7 @@ class _Position:
     correct_sum: float = 0.0
     epoch_seconds: float = 0.0
     run_seconds: float = 0.0
-    best_loss: float | None = None
+    best_rank: list[float] | None = None  # of val, the larger the better
     best_epoch: int = 0
     log: list[dict[str, Any]] = field(default_factory=list)
     averaged_steps: int = 0
@@ -76,7 +108,7 @@ class LoopResult:
 
     Attributes:
         log: one entry for each complete epoch.
-        best_epoch: the epoch whose weights were kept, counted from 1; 0 when none was completed.
+        best_epoch: the epoch whose weights were kept, counted from 1; 0 when none was completed, or none better than the start.
         interrupted: whether it was asked to stop before its end.
     """
 
@@ -90,12 +122,14 @@ def train_network(
     network: nn.Module,
     objective: Objective,
     data: LoopData,
-    recipe: NetworkRecipe,
+    recipe: LoopRecipe,
     *,
     seed: int,
     checkpoints: CheckpointFolder,
     progress: Progress,
     on_epoch: Callable[[EpochLog], None],
+    from_trained: bool = False,
+    lr_scale: Callable[[str], float] = same_lr,
 ) -> LoopResult:
     """Train a network, or go on from its checkpoint; on a CPU both end with the same bits.
 
@@ -103,7 +137,7 @@ def train_network(
     ends the run after the step that is under way, with a checkpoint; the second raises KeyboardInterrupt at once.
 
     Args:
-        network: from (B, 3, S, S) float32 in 0-1 to a dict with ``logits`` (B, outputs); on the device it trains on.
+        network: from what ``data`` gives to a dict with ``logits`` (B, outputs); on the device it trains on.
         objective: gives targets and loss.
         data: train and val images. Val images are never augmented.
         recipe: epochs, batch size, optimiser, schedule and all else.
@@ -111,16 +145,19 @@ def train_network(
         checkpoints: read first; written after each epoch, every ``checkpoint_minutes`` and when interrupted.
         progress: called after each step with the number of images seen.
         on_epoch: called after each epoch; on going on, also for those that lie behind.
+        from_trained: whether the network answers well already. It is kept unless an epoch gets more val images right, or
+            as many with a lower loss; of a network from nothing, loss alone decides, since accuracy comes in coarse steps.
+        lr_scale: what the learning rate of a parameter is multiplied by, by its name.
 
     Returns:
-        The log. The network holds the weights of the epoch with the lowest val loss, or of the last without val images.
+        The log. The network holds the weights of the epoch that is best on val, or of the last without val images.
 
     Raises:
         TrainingError: loss-not-finite, damaged-checkpoint.
         StorageError: a checkpoint cannot be written; the last one is intact.
     """
     with torch.random.fork_rng(), stop_requests() as stop_requested:
-        run = _Run(network, objective, data, recipe, seed)
+        run = _Run(network, objective, data, recipe, seed, lr_scale=lr_scale, from_trained=from_trained)
         run.restore(checkpoints.load())
         for entry in run.log:
             on_epoch(entry)
@@ -165,7 +202,15 @@ class _Run:
     """A run under way: network, optimiser, averages, position."""
 
     def __init__(
-        self, network: nn.Module, objective: Objective, data: LoopData, recipe: NetworkRecipe, seed: int
+        self,
+        network: nn.Module,
+        objective: Objective,
+        data: LoopData,
+        recipe: LoopRecipe,
+        seed: int,
+        *,
+        lr_scale: Callable[[str], float],
+        from_trained: bool,
     ) -> None:
         self._network = network.to(memory_format=torch.channels_last)
         self._device = next(network.parameters()).device
@@ -174,7 +219,7 @@ class _Run:
         self._recipe = recipe
         self._augment: AugmentSettings = parse_augment(recipe.augment)
         self._seed = seed
-        self._optimizer = Optimizer(network, recipe)
+        self._optimizer = Optimizer(network, recipe, lr_scale)
         self._average = AveragedWeights(network, recipe.ema_decay) if recipe.ema_decay else None
         self._best: dict[str, Tensor] = {}
         self._forward: Callable[[Tensor], Mapping[str, Tensor]] = self._network
@@ -185,6 +230,9 @@ class _Run:
         self._batches = _batch_starts(len(data.train), recipe.batch_size)
         self._order: IndexArray | None = None
         self.position = _Position()
+        self._from_trained = from_trained
+        if from_trained and len(data.val):
+            self._remember(*self._measure(data.val))
 
     @property
     def log(self) -> list[EpochLog]:
@@ -195,7 +243,7 @@ class _Run:
     def finished(self) -> bool:
         """Whether all epochs are complete, or val has not improved for long enough."""
         position, patience = self.position, self._recipe.patience
-        waited = position.epoch - position.best_epoch if position.best_epoch else 0
+        waited = position.epoch - position.best_epoch if position.best_rank else 0
         return position.epoch >= self._recipe.epochs or bool(
             patience and len(self._data.val) and waited >= patience
         )
@@ -244,18 +292,10 @@ class _Run:
 
     def _batch(self, rows: IndexArray) -> tuple[Tensor, Tensor]:
         """(B, 3, S, S) augmented images in 0-1 and (B, K) targets."""
-        draws = draw(
-            self._augment,
-            len(rows),
-            np.random.default_rng([self._seed, 2, self.position.epoch, self.position.step]),
-        )
-        images = augment(self._images(rows), draws, self._augment)
+        rng = np.random.default_rng([self._seed, 2, self.position.epoch, self.position.step])
+        images, draws = self._data.augmented(rows, self._augment, rng, self._device)
         labels = torch.from_numpy(self._data.labels[rows]).to(self._device)
         return images, mix_targets(self._objective.targets(labels), draws)
-
-    def _images(self, rows: IndexArray) -> Tensor:
-        pixels = torch.from_numpy(self._data.pixels[rows]).to(self._device, non_blocking=True)
-        return pixels.permute(0, 3, 1, 2).float().div_(255)  # channels last in memory, as they were
 
     def _lr(self, step: int) -> float:
         """The learning rate of a step of the current epoch."""
@@ -275,7 +315,7 @@ class _Run:
         with self._measured_weights():
             train_loss, train_accuracy = self._measure(self._sample)
             val_loss, val_accuracy = self._measure(self._data.val) if len(self._data.val) else (None, None)
-            self._remember(val_loss)
+            self._remember(val_loss, val_accuracy)
         entry = EpochLog(
             epoch=position.epoch,
             epochs=self._recipe.epochs,
@@ -294,11 +334,14 @@ class _Run:
         position.step, position.loss_sum, position.correct_sum, position.epoch_seconds = 0, 0.0, 0.0, 0.0
         return entry
 
-    def _remember(self, val_loss: float | None) -> None:
+    def _remember(self, val_loss: float | None, val_accuracy: float | None) -> None:
         """Keep the weights that are measured now if val finds them best; without val the newest."""
         position = self.position
-        if val_loss is None or position.best_loss is None or val_loss < position.best_loss:
-            position.best_loss, position.best_epoch = val_loss, position.epoch
+        rank = None
+        if val_loss is not None and val_accuracy is not None:
+            rank = [val_accuracy if self._from_trained else 0.0, -val_loss]
+        if rank is None or position.best_rank is None or rank > position.best_rank:
+            position.best_rank, position.best_epoch = rank, position.epoch
             self._best = {name: value.detach().clone() for name, value in self._network.state_dict().items()}
 
     def keep_best(self) -> None:
@@ -327,7 +370,7 @@ class _Run:
         Raises:
             TrainingError: loss-not-finite: the last step broke the weights, and they must not be kept.
         """
-        logits = class_logits(self._network, self._objective, self._data.pixels, rows)
+        logits = class_logits(self._network, self._objective, self._data, rows)
         targets = self._objective.targets(torch.from_numpy(self._data.labels[rows]))
         loss = self._objective.plain_loss(logits, targets).item()
         if not math.isfinite(loss):
@@ -380,32 +423,31 @@ class _Run:
             raise TrainingError("damaged-checkpoint", f"it is of another run: {error}", hint=hint) from error
 
 
-def class_logits(network: nn.Module, objective: Objective, pixels: Pixels, rows: IndexArray) -> Tensor:
+def class_logits(network: nn.Module, objective: Objective, data: LoopData, rows: IndexArray) -> Tensor:
     """(n, K) float32 logits of images as they are, on the CPU; the network is left in evaluation mode."""
-    parts = [objective.class_logits(outputs["logits"]).cpu() for outputs in _iter_outputs(network, pixels, rows)]
+    parts = [objective.class_logits(outputs["logits"]).cpu() for outputs in _iter_outputs(network, data, rows)]
     return torch.cat(parts) if parts else torch.zeros(0, objective.num_classes)
 
 
 def embeddings_and_logits(
-    network: nn.Module, objective: Objective, pixels: Pixels, rows: IndexArray
+    network: nn.Module, objective: Objective, data: LoopData, rows: IndexArray
 ) -> tuple[Tensor, Tensor]:
     """The same, n at least 1, with the (n, D) embeddings of the same pass before them."""
     parts = [
         (outputs["embedding"].cpu(), objective.class_logits(outputs["logits"]).cpu())
-        for outputs in _iter_outputs(network, pixels, rows)
+        for outputs in _iter_outputs(network, data, rows)
     ]
     embeddings, logits = (torch.cat(part) for part in zip(*parts, strict=True))
     return embeddings, logits
 
 
-def _iter_outputs(network: nn.Module, pixels: Pixels, rows: IndexArray) -> Iterator[dict[str, Tensor]]:
+def _iter_outputs(network: nn.Module, data: LoopData, rows: IndexArray) -> Iterator[dict[str, Tensor]]:
     """What the network says of images as they are, batch by batch; it is left in evaluation mode."""
     network.eval()
     device = next(network.parameters()).device
     for start in range(0, len(rows), EVALUATION_BATCH_SIZE):
-        batch = torch.from_numpy(pixels[rows[start : start + EVALUATION_BATCH_SIZE]]).to(device)
         with torch.no_grad():
-            yield network(batch.permute(0, 3, 1, 2).float().div_(255))
+            yield network(data.plain(rows[start : start + EVALUATION_BATCH_SIZE], device))
 
 
 def _not_finite(loss: float, when: str) -> TrainingError:
@@ -425,7 +467,7 @@ def _batch_starts(images: int, batch_size: int) -> list[int]:
     return starts
 
 
-def _autocast_dtype(recipe: NetworkRecipe, device: torch.device) -> torch.dtype | None:
+def _autocast_dtype(recipe: LoopRecipe, device: torch.device) -> torch.dtype | None:
     """Bfloat16 where asked for, or where it was measured to be faster: on a GPU that computes in it."""
     if recipe.precision == "bf16":
         return torch.bfloat16

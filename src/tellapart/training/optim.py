@@ -1,6 +1,7 @@
 """Optimiser, learning-rate schedule and averaged weights."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +9,16 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from tellapart.training.recipes import NetworkRecipe, Schedule
+from tellapart.training.recipes import LoopRecipe, Schedule
 
 _KERAS_ADAM_EPSILON = 1e-7  # so that curves can be compared with the tutorial's
 _ONE_CYCLE_RISE = 0.3  # share of the run
 _FLOOR = 0.01  # of the peak, where one-cycle begins and ends
+
+
+def same_lr(_name: str) -> float:
+    """One learning rate for all."""
+    return 1.0
 
 
 class Optimizer:
@@ -24,42 +30,44 @@ class Optimizer:
     Args:
         network: whose weights are changed, except frozen ones.
         recipe: optimiser, momentum and weight decay.
+        lr_scale: what the learning rate of a parameter is multiplied by, by its name.
 
     Attributes:
         state: the moments and the number of steps, by name; changed in place.
     """
 
-    def __init__(self, network: nn.Module, recipe: NetworkRecipe) -> None:
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    def __init__(self, network: nn.Module, recipe: LoopRecipe, lr_scale: Callable[[str], float] = same_lr) -> None:
         self._kind = recipe.optimizer
         self._momentum = recipe.momentum
-        self._groups: list[tuple[list[Tensor], float]] = [
-            ([p for p in trained if p.ndim > 1], recipe.weight_decay),
-            ([p for p in trained if p.ndim <= 1], 0.0),
-        ]
+        by_kind: dict[tuple[float, float], list[Tensor]] = {}
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
+                by_kind.setdefault((decay, lr_scale(name)), []).append(parameter)
+        self._groups = [(parameters, decay, scale) for (decay, scale), parameters in by_kind.items()]
         self.state: dict[str, Tensor] = {}
-        for g, (parameters, _) in enumerate(self._groups):
-            for i, parameter in enumerate(parameters):
-                self.state[f"first.{g}.{i}"] = torch.zeros_like(parameter)
+        for g, (members, _, _) in enumerate(self._groups):
+            for i, member in enumerate(members):
+                self.state[f"first.{g}.{i}"] = torch.zeros_like(member)
                 if self._kind != "sgd":
-                    self.state[f"second.{g}.{i}"] = torch.zeros_like(parameter)
-                    self.state[f"steps.{g}.{i}"] = torch.zeros((), device=parameter.device)
+                    self.state[f"second.{g}.{i}"] = torch.zeros_like(member)
+                    self.state[f"steps.{g}.{i}"] = torch.zeros((), device=member.device)
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """Change the weights once, by their gradients; then forget the gradients.
 
         Args:
-            lr: learning rate of this step.
+            lr: learning rate of this step, where no scale changes it.
         """
-        for g, (parameters, weight_decay) in enumerate(self._groups):
+        for g, (parameters, weight_decay, scale) in enumerate(self._groups):
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             if not gradients:
                 continue
             if self._kind == "sgd":
-                self._step_sgd(g, parameters, gradients, lr, weight_decay)
+                self._step_sgd(g, parameters, gradients, lr * scale, weight_decay)
             else:
-                self._step_adam(g, parameters, gradients, lr, weight_decay)
+                self._step_adam(g, parameters, gradients, lr * scale, weight_decay)
             for parameter in parameters:
                 parameter.grad = None
 

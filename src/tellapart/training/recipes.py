@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from tellapart.errors import RecipeError
 from tellapart.evaluation.multilabel import require_threshold_goal
-from tellapart.inference.bundled import BUNDLED, Pooling
+from tellapart.inference.bundled import BUNDLED, LAST_STAGE, Pooling
 from tellapart.models.layers import parse_layers
 from tellapart.models.normalize import require_normalize
 from tellapart.records import Interpolation, Preprocess, ResizeMode
@@ -198,18 +198,13 @@ def probe(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NetworkRecipe:
-    """A network trained by the gradient loop.
+class LoopRecipe:
+    """What the gradient loop is told, whatever it trains.
 
     Attributes:
         name: the recipe's own.
         input_size_px: side of the square the model sees; 0 until it is taken from the images.
         resize: how an image becomes that square: ``squash``, ``crop`` or ``pad``.
-        color: ``rgb``, or ``gray``: the network sees brightness only.
-        normalize: words of Keras' ImageDataGenerator, applied inside the model.
-        layers: the network, without its output layer; empty until it is chosen by the images' size.
-        first_layer_filters: ``learned``, ``sobel``, ``gabor``, ``laplacian``, or a ``.npy`` file to begin from.
-        freeze_first_layer: whether those filters stay as they are.
         augment: what is done to training images at random.
         epochs: passes over the training images.
         batch_size: images a step.
@@ -222,7 +217,7 @@ class NetworkRecipe:
         label_smoothing: share of the target spread over all classes, 0-1.
         clip_norm: longest gradient, 0 for any.
         ema_decay: of the averaged weights that are measured and kept, 0 for none.
-        patience: epochs without a lower val loss before it stops, 0 for never.
+        patience: epochs without a better val before it stops, 0 for never.
         class_weights: ``none``, or ``balanced``: every class counts the same.
         precision: ``f32``, ``bf16`` or ``auto``.
         compile: whether PyTorch compiles the network: ``never``, ``always``, or ``auto``: where it pays.
@@ -241,11 +236,6 @@ class NetworkRecipe:
     name: str
     input_size_px: int = 64
     resize: ResizeMode = "squash"
-    color: ColorMode = "rgb"
-    normalize: str = ""
-    layers: str = TUTORIAL_LAYERS
-    first_layer_filters: str = "learned"
-    freeze_first_layer: bool = False
     augment: str = "zoom 0.2, flip horizontal"
     epochs: int = 5
     batch_size: int = 32
@@ -275,21 +265,17 @@ class NetworkRecipe:
 
     def __post_init__(self) -> None:
         for key, values in _CHOICES.items():
-            if getattr(self, key) not in values:
-                message = f"{key} must be one of {', '.join(values)}, got {getattr(self, key)!r}"
-                raise RecipeError("bad-setting", message)
+            choice = getattr(self, key, values[0])
+            if choice not in values:
+                raise RecipeError("bad-setting", f"{key} must be one of {', '.join(values)}, got {choice!r}")
         for key, (low, high) in _RANGES.items():
-            if not low <= getattr(self, key) <= high:
-                message = f"{key} must be {low:g} to {high:g}, got {getattr(self, key):g}"
-                raise RecipeError("bad-setting", message)
+            value: float = getattr(self, key, low)
+            if not low <= value <= high:
+                raise RecipeError("bad-setting", f"{key} must be {low:g} to {high:g}, got {value:g}")
         _check_parts(self)
         parse_augment(self.augment)
         if self.input_size_px:
             _ = self.preprocess
-        if self.input_size_px:
-            require_normalize(self.normalize_words, color=self.color, input_size_px=self.input_size_px)
-        if self.input_size_px and self.layers:
-            parse_layers(self.layers, input_size_px=self.input_size_px, channels=self.channels)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -300,6 +286,32 @@ class NetworkRecipe:
     def cross_fits(self) -> bool:
         """Whether it can calibrate without images of their own: not without training again for each fold."""
         return False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkRecipe(LoopRecipe):
+    """A network trained from nothing by the gradient loop.
+
+    Attributes:
+        color: ``rgb``, or ``gray``: the network sees brightness only.
+        normalize: words of Keras' ImageDataGenerator, applied inside the model.
+        layers: the network, without its output layer; empty until it is chosen by the images' size.
+        first_layer_filters: ``learned``, ``sobel``, ``gabor``, ``laplacian``, or a ``.npy`` file to begin from.
+        freeze_first_layer: whether those filters stay as they are.
+    """
+
+    color: ColorMode = "rgb"
+    normalize: str = ""
+    layers: str = TUTORIAL_LAYERS
+    first_layer_filters: str = "learned"
+    freeze_first_layer: bool = False
+
+    def __post_init__(self) -> None:
+        LoopRecipe.__post_init__(self)  # super() knows nothing of the class that slots make
+        if self.input_size_px:
+            require_normalize(self.normalize_words, color=self.color, input_size_px=self.input_size_px)
+        if self.input_size_px and self.layers:
+            parse_layers(self.layers, input_size_px=self.input_size_px, channels=self.channels)
 
     @property
     def normalize_words(self) -> tuple[str, ...]:
@@ -321,6 +333,61 @@ class NetworkRecipe:
             max(_SCRATCH_SIDES), max(min(_SCRATCH_SIDES), 8 * round(image_side_px / 8))
         )
         return replace(self, input_size_px=side, layers=self.layers or _scratch_layers(side))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneRecipe(LoopRecipe):
+    """The last stages of a bundled backbone, trained on from the probe.
+
+    Attributes:
+        backbone: name of the bundled weights.
+        train_stages: how many of the last stages are trained, of 8; the others are computed once.
+        views: how often each training image is computed, the first time as it is, the others augmented.
+        lr_decay: what the learning rate is multiplied by at each stage towards the image.
+        feature_stages: as of the probe.
+        feature_pooling: as of the probe.
+        strengths: as of the probe.
+        folds: as of the probe.
+    """
+
+    backbone: str = "efficientnet_lite0"
+    train_stages: int = 3
+    views: int = 4
+    lr_decay: float = 0.7
+    feature_stages: tuple[int, ...] = _FEATURE_STAGES
+    feature_pooling: Pooling = "mean-max"
+    strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    folds: int = 5
+
+    def __post_init__(self) -> None:
+        LoopRecipe.__post_init__(self)  # super() knows nothing of the class that slots make
+        if self.backbone not in BUNDLED:
+            message = f"finetune trains bundled backbones, not {self.backbone!r}"
+            raise RecipeError("bad-setting", message, hint=f"one of {', '.join(BUNDLED)}")
+        if parse_augment(self.augment).mixes:
+            hint = "leave mixup and cutmix out"
+            raise RecipeError("bad-setting", "the views of an image are computed one by one, not mixed", hint=hint)
+        if max(self.feature_stages, default=0) <= LAST_STAGE - self.train_stages:
+            message = (
+                f"train_stages={self.train_stages} trains nothing that feature_stages {self.feature_stages} see"
+            )
+            raise RecipeError("bad-setting", message)
+        if list(self.feature_stages) != sorted(self.feature_stages):
+            raise RecipeError("bad-setting", f"feature_stages must ascend, got {self.feature_stages}")
+        _ = self.probe  # checks its own settings
+
+    @property
+    def probe(self) -> ProbeRecipe:
+        """The probe it begins with."""
+        return probe(
+            backbone=self.backbone,
+            input_size_px=self.input_size_px,
+            resize=self.resize,
+            feature_stages=self.feature_stages,
+            feature_pooling=self.feature_pooling,
+            strengths=self.strengths,
+            folds=self.folds,
+        )
 
 
 _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -348,6 +415,9 @@ _RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
         "patience": (0, 100_000),
         "checkpoint_minutes": (0.01, 1e6),
         "val_fraction": (0, 0.5),
+        "train_stages": (1, 7),
+        "views": (1, 64),
+        "lr_decay": (0.01, 1),
     }
 )
 _SCRATCH_SIDES = (16, 128)
@@ -394,6 +464,40 @@ _SCRATCH: Mapping[str, Any] = MappingProxyType(
 )
 
 
+def finetune(**settings: Any) -> FinetuneRecipe:
+    """The probe, and then the last stages of its backbone trained on from there; never worse on val than the probe.
+
+    Args:
+        settings: fields of ``FinetuneRecipe`` that shall differ; an ``input_size_px`` of 0 takes the backbone's own.
+
+    Raises:
+        RecipeError: bad-setting.
+    """
+    settings = {**_FINETUNE, **settings}
+    bundled = BUNDLED.get(settings.get("backbone", _DEFAULT_BACKBONE))
+    if bundled and not settings["input_size_px"]:
+        settings["input_size_px"] = bundled.input_size_px
+    return FinetuneRecipe(name="finetune", **settings)
+
+
+_FINETUNE: Mapping[str, Any] = MappingProxyType(
+    {
+        "input_size_px": 0,
+        "augment": "zoom 0.1, shift 0.05, flip horizontal",
+        "epochs": 6,
+        "batch_size": 64,
+        "optimizer": "adamw",
+        "lr": 3e-4,
+        "schedule": "cosine",
+        "warmup_epochs": 0.5,
+        "weight_decay": 0.05,
+        "label_smoothing": 0.1,
+        "clip_norm": 1.0,
+        "ema_decay": 0.99,
+    }
+)
+
+
 def _scratch_layers(side: int) -> str:
     """Halve the image until about 4 pixels are left, and double the channels."""
     width = 32
@@ -404,8 +508,10 @@ def _scratch_layers(side: int) -> str:
     return ", ".join([*words, "average"])
 
 
-Recipe = ProbeRecipe | NetworkRecipe
-RECIPES: Mapping[str, Callable[..., Recipe]] = MappingProxyType({"probe": probe, "cnn": cnn, "scratch": scratch})
+Recipe = ProbeRecipe | NetworkRecipe | FinetuneRecipe
+RECIPES: Mapping[str, Callable[..., Recipe]] = MappingProxyType(
+    {"probe": probe, "finetune": finetune, "cnn": cnn, "scratch": scratch}
+)
 
 
 def build_recipe(name: str = "probe", settings: Mapping[str, Any] | None = None) -> Recipe:
@@ -465,7 +571,7 @@ def recipe_toml(recipe: Recipe) -> str:
     return "".join(f"{field.name} = {json.dumps(getattr(recipe, field.name))}\n" for field in fields(recipe))
 
 
-def _check_parts(recipe: Recipe) -> None:
+def _check_parts(recipe: ProbeRecipe | LoopRecipe) -> None:
     for key in ("test_fraction", "calib_fraction"):
         fraction = getattr(recipe, key)
         if not 0 < fraction <= 0.5:

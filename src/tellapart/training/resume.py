@@ -8,7 +8,7 @@ from pathlib import Path
 from tellapart.errors import TellapartError, TrainingError
 from tellapart.records import SourceOptions
 from tellapart.storage import write_json
-from tellapart.training.recipes import NetworkRecipe, Recipe, build_recipe, recipe_settings
+from tellapart.training.recipes import LoopRecipe, Recipe, build_recipe, recipe_settings
 
 STATE_FILE = "state.json"
 """Name of the file in a run's checkpoint folder without which nothing has been learned yet."""
@@ -61,7 +61,7 @@ def begin_run(folder: Path, run: UnfinishedRun) -> None:
         )
         raise TrainingError("unfinished-run", message, hint=hint)
     _clear(folder)
-    if isinstance(run.recipe, NetworkRecipe):
+    if isinstance(run.recipe, LoopRecipe):
         _write(folder, run)
 
 
@@ -98,7 +98,7 @@ def require_same_images(folder: Path, run: UnfinishedRun, fingerprint: str) -> N
     Raises:
         TrainingError: resume-changed.
     """
-    if not isinstance(run.recipe, NetworkRecipe):
+    if not isinstance(run.recipe, LoopRecipe):
         return
     if not run.fingerprint:
         _write(folder, replace(run, fingerprint=fingerprint))

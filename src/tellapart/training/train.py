@@ -21,7 +21,7 @@ from tellapart.evaluation.task import RULES
 from tellapart.imaging.decode import Pixels
 from tellapart.inference.model import LinearHead, compose
 from tellapart.records import Calibration, EpochLog, Progress, Task, Weights
-from tellapart.training.recipes import ProbeRecipe, Recipe
+from tellapart.training.recipes import FinetuneRecipe, ProbeRecipe, Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,10 +129,13 @@ def open_way(recipe: Recipe, folder: Path, *, on_epoch: Callable[[EpochLog], Non
         return ProbeWay(recipe)
     _prepare_process()
     try:
+        from tellapart.training.finetune import FinetuneWay
         from tellapart.training.gradient import GradientWay
     except ModuleNotFoundError as error:
         message = f"the recipe {recipe.name!r} needs PyTorch, and {error.name} is not installed"
         raise TrainingError("package-missing", message, hint="pip install 'tellapart[train]'") from error
+    if isinstance(recipe, FinetuneRecipe):
+        return FinetuneWay(recipe, folder, on_epoch=on_epoch, tensorboard=tensorboard)
     return GradientWay(recipe, folder, on_epoch=on_epoch, tensorboard=tensorboard)
 
 

@@ -1,0 +1,277 @@
+"""The probe, and then the last stages of its backbone trained on from there."""
+
+import math
+import tempfile
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from tellapart.data.cache import MAX_MEMORY_BYTES
+from tellapart.data.dataset import Dataset
+from tellapart.evaluation.familiarity import fit_familiarity
+from tellapart.imaging.decode import Pixels
+from tellapart.imaging.pool import map_ordered
+from tellapart.inference.bundled import (
+    BUNDLED,
+    LAST_STAGE,
+    build_backbone,
+    open_backbone,
+    read_weights,
+    stage_blocks,
+)
+from tellapart.inference.engine import OpenVINOEngine
+from tellapart.inference.model import LinearHead
+from tellapart.models.graph import split_head
+from tellapart.records import Backbone, Progress
+from tellapart.storage import cache_folder
+from tellapart.training.augment import Draws, augment, draw
+from tellapart.training.augment_settings import AugmentSettings, parse_augment
+from tellapart.training.checkpoint import CheckpointFolder
+from tellapart.training.folds import groups_of, halves
+from tellapart.training.gradient import LoopWay
+from tellapart.training.loop import IndexArray, LoopData, LoopResult, train_network
+from tellapart.training.objective import Objective
+from tellapart.training.probe import FloatMatrix, Probe, fit_probe
+from tellapart.training.recipes import FinetuneRecipe
+from tellapart.training.resume import checkpoint_folder
+from tellapart.training.tail import Tail, depth_below_head, tail_state
+from tellapart.training.train import Fitted
+
+HalfArray = NDArray[np.float16]
+
+_IMAGES_A_TASK = 32
+_MAPS = "maps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewData(LoopData):
+    """What frozen stages make of some views of each image: computed once, and taken at random.
+
+    Attributes:
+        views: (M, L) float16: those of an image lie together, the first is of the image as it is.
+        first: (N,) where those of each row begin.
+        count: (N,) how many it has; 0 for rows that nothing asks about.
+    """
+
+    views: HalfArray = field(repr=False)
+    first: IndexArray = field(repr=False)
+    count: IndexArray = field(repr=False)
+
+    def plain(self, rows: IndexArray, device: torch.device) -> Tensor:
+        """(B, L) float32."""
+        return torch.from_numpy(self.views[self.first[rows]]).to(device).float()
+
+    def augmented(
+        self,
+        rows: IndexArray,
+        settings: AugmentSettings,  # noqa: ARG002  the views are made already
+        rng: np.random.Generator,
+        device: torch.device,
+    ) -> tuple[Tensor, Draws]:
+        """(B, L) float32, of one view each."""
+        chosen = self.first[rows] + rng.integers(self.count[rows])
+        return torch.from_numpy(self.views[chosen]).to(device).float(), Draws()
+
+
+class FinetuneWay(LoopWay[FinetuneRecipe]):
+    """Cached outputs of the frozen stages, the probe as a start, and the loop for the others."""
+
+    def fit(self, dataset: Dataset, *, seed: int, progress: Progress) -> Fitted:
+        """Fit the probe on train, train on from it, choose by val, answer calib with what will ship."""
+        recipe = self.recipe
+        data = self._views(dataset, seed, progress)
+        train, calib = dataset.used("train"), dataset.used("calib")
+        objective = self._objective(dataset)
+        probe = self._probe(train, seed, progress)
+        tail = Tail(
+            read_weights(recipe.backbone),
+            BUNDLED[recipe.backbone],
+            cut=self._cut,
+            map_side=_map_side(recipe, self._cut),
+            feature_stages=recipe.feature_stages,
+            pooling=recipe.feature_pooling,
+            head=probe.head,
+            outputs=objective.num_outputs,
+        ).to(self._device)
+        with self._logged() as on_epoch:
+            result = train_network(
+                tail,
+                objective,
+                data,
+                recipe,
+                seed=seed,
+                checkpoints=CheckpointFolder(checkpoint_folder(self._folder)),
+                progress=progress,
+                on_epoch=on_epoch,
+                from_trained=True,
+                lr_scale=lambda name: recipe.lr_decay ** depth_below_head(name),
+            )
+        if result.best_epoch or result.interrupted:
+            trunk, head = self._learned(tail, objective)
+            held_out = head.logits(self._embed(trunk, dataset.used("val"), progress))
+        else:  # the choice is made, and the images that made it may teach
+            probe = self._probe(dataset.used("train", "val"), seed, progress)
+            trunk, head = self._backbone.onnx_bytes, probe.head
+            held_out = probe.fold_logits
+        familiarity, _ = fit_familiarity(self._embed(trunk, train, progress), held_out, halves(train, seed))
+        embeddings = self._embed(trunk, calib, progress)
+        logits = head.logits(embeddings)
+        scores = familiarity.score(embeddings, logits)
+        return Fitted(
+            trunk=trunk,
+            embedding_dim=len(head.weight),
+            head=head,
+            weights=self._backbone.weights,
+            held_out_logits=logits,
+            held_out_labels=calib.labels,
+            method="calib",
+            logits=dict(zip(calib.contents, logits, strict=True)),
+            familiarity=familiarity,
+            familiar_scores=scores,
+            scores=dict(zip(calib.contents, scores.tolist(), strict=True)),
+            details=self._finetune_details(result, tail, probe),
+            log=tuple(result.log),
+            interrupted=result.interrupted,
+        )
+
+    def _learned(self, tail: Tail, objective: Objective) -> tuple[bytes, LinearHead]:
+        """The whole backbone with what the tail has learned, and the head."""
+        bundled = BUNDLED[self.recipe.backbone]
+        state = tail_state(read_weights(self.recipe.backbone), tail, bundled)
+        trunk = build_backbone(state, bundled, self.recipe.feature_stages, self.recipe.feature_pooling)
+        output = {
+            name: tail.get_parameter(name).detach().cpu().numpy() for name in ("output.weight", "output.bias")
+        }
+        weight, bias = split_head(output, objective.num_outputs)
+        return trunk.SerializeToString(), LinearHead(weight=weight, bias=bias)
+
+    @property
+    def _cut(self) -> int:
+        """The last stage that stays as it is."""
+        return LAST_STAGE - self.recipe.train_stages
+
+    @property
+    def _backbone(self) -> Backbone:
+        return open_backbone(self.recipe.backbone, self.recipe.feature_stages, self.recipe.feature_pooling)
+
+    def _probe(self, train: Dataset, seed: int, progress: Progress) -> Probe:
+        """The recipe ``probe``, fitted on the same images."""
+        return fit_probe(
+            self._embed(self._backbone.onnx_bytes, train, progress),
+            train.labels,
+            strengths=self.recipe.strengths,
+            folds=self.recipe.folds,
+            seed=seed,
+            groups=groups_of(train),
+        )
+
+    def _embed(self, trunk: bytes, part: Dataset, progress: Progress) -> FloatMatrix:
+        """(n, D) embeddings as the model file will give them."""
+        engine = OpenVINOEngine(trunk, input_size_px=self.recipe.input_size_px, outputs=["embedding"])
+        rows = self._images.indices(part.contents)
+        found = np.empty((len(rows), len(engine.run(self._images.pixels[rows[:1]])["embedding"][0])), np.float32)
+        done = 0
+        for outputs in map_ordered(lambda batch: engine.run(self._images.pixels[batch]), _batches(rows)):
+            embeddings = outputs["embedding"]
+            found[done : done + len(embeddings)] = embeddings
+            done += len(embeddings)
+            progress("features", done, len(rows))
+        return found
+
+    def _views(self, dataset: Dataset, seed: int, progress: Progress) -> ViewData:
+        """Run the frozen stages over all views of train and over val as it is."""
+        recipe = self.recipe
+        train, val = dataset.used("train"), dataset.used("val")
+        labels, names = self._labels(train, val)
+        train_rows, val_rows = (self._images.indices(part.contents) for part in (train, val))
+        count = np.zeros(len(labels), dtype=np.int64)
+        count[val_rows], count[train_rows] = 1, recipe.views
+        first = np.cumsum(count) - count
+        frozen, pooled = _frozen_stages(recipe, self._cut)
+        engine = OpenVINOEngine(frozen, input_size_px=recipe.input_size_px)
+        settings = parse_augment(recipe.augment)
+
+        def compute(job: tuple[int, IndexArray]) -> HalfArray:
+            view, rows = job
+            pixels = self._images.pixels[rows]
+            if view:
+                pixels = _augmented(pixels, settings, np.random.default_rng([seed, 3, view, place[rows[0]]]))
+            outputs = engine.run(pixels)
+            maps = outputs[_MAPS].transpose(0, 2, 3, 1).reshape(len(rows), -1)
+            return np.concatenate([maps, outputs["embedding"][:, :pooled]], axis=1).astype(np.float16)
+
+        # What is drawn for an image depends on its place in the dataset, not in the table: that depends on the cache.
+        place = {row: i for i, row in enumerate(train_rows.tolist())}
+        jobs = [(view, rows) for view in range(recipe.views) for rows in _batches(train_rows)]
+        jobs += [(0, rows) for rows in _batches(val_rows)]
+        views = np.empty((0, 0), dtype=np.float16)
+        done = 0
+        for (view, rows), computed in zip(jobs, map_ordered(compute, jobs), strict=True):
+            if not len(views):
+                views = _room((int(count.sum()), computed.shape[1]))
+            views[first[rows] + view] = computed
+            done += len(rows)
+            progress("frozen stages", done, len(views))
+        return ViewData(
+            labels=labels, names=names, train=train_rows, val=val_rows, views=views, first=first, count=count
+        )
+
+    def _finetune_details(self, result: LoopResult, tail: Tail, probe: Probe) -> dict[str, Any]:
+        return {
+            **self._details(result, tail),
+            "strength": probe.strength,
+            "kept": f"epoch {result.best_epoch}" if result.best_epoch else "the probe: no epoch was better on val",
+        }
+
+
+def _frozen_stages(recipe: FinetuneRecipe, cut: int) -> tuple[bytes, int]:
+    """A graph of the stages that stay as they are, and how much of its ``embedding`` counts.
+
+    Its outputs are the stages' pooled outputs as ``embedding``, those wanted first, and the last stage's ``maps``.
+    """
+    wanted = tuple(stage for stage in recipe.feature_stages if stage <= cut)
+    stages = wanted if cut in wanted else (*wanted, cut)
+    pooled = open_backbone(recipe.backbone, wanted, recipe.feature_pooling).embedding_dim if wanted else 0
+    model = onnx.load_model_from_string(open_backbone(recipe.backbone, stages, recipe.feature_pooling).onnx_bytes)
+    last = [node.input[0] for node in model.graph.node if node.op_type == "GlobalAveragePool"][-1]
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [_MAPS if name == last else name for name in names]
+    model.graph.output.append(helper.make_tensor_value_info(_MAPS, TensorProto.FLOAT, ["N", "C", "H", "W"]))
+    return model.SerializeToString(), pooled
+
+
+def _map_side(recipe: FinetuneRecipe, cut: int) -> int:
+    """Height and width of the maps after a stage."""
+    blocks = stage_blocks(BUNDLED[recipe.backbone])
+    side = math.ceil(recipe.input_size_px / 2)  # the stem
+    for stage in range(1, cut + 1):
+        side = math.ceil(side / blocks[stage][0].stride)
+    return side
+
+
+def _augmented(pixels: Pixels, settings: AugmentSettings, rng: np.random.Generator) -> Pixels:
+    """(B, S, S, 3) uint8, each image changed at random."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
+    changed = augment(images, draw(settings, len(pixels), rng), settings)
+    return changed.mul(255).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _batches(rows: IndexArray) -> list[IndexArray]:
+    return [rows[i : i + _IMAGES_A_TASK] for i in range(0, len(rows), _IMAGES_A_TASK)]
+
+
+def _room(shape: tuple[int, int]) -> HalfArray:
+    """Room for views: in memory, or in a file without a name that goes with the process."""
+    if 2 * math.prod(shape) <= MAX_MEMORY_BYTES:
+        return np.empty(shape, dtype=np.float16)
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  the map keeps it open
+    return np.memmap(file, dtype=np.float16, mode="w+", shape=shape)
