@@ -63,7 +63,10 @@ def selective(test: Mapping[str, Any]) -> Markup:
 
 
 def curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
-    """Loss and accuracy over the epochs, each with its title."""
+    """Loss and accuracy over the epochs, each with its title.
+
+    ``curves.svg`` shows the same while training goes on: a document with colours of its own, whereas these follow the page.
+    """
     if not log:
         return []
     found = []

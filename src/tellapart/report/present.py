@@ -55,15 +55,23 @@ def present(
         answers,
         model.card,
         examples=examples,
-        heatmaps=heat_maps(model, images),
+        heatmaps=heat_maps(model, images, examples.about),
         title=title,
         command=command,
         progress=progress,
     )
 
 
-def heat_maps(model: ModelFile, images: Mapping[str, str | StoredImage]) -> dict[str, NDArray[np.float32]]:
-    """(h, w) evidence for the most probable class of each image, by path; nothing where the file has no maps."""
+def heat_maps(
+    model: ModelFile, images: Mapping[str, str | StoredImage], about: Mapping[str, int]
+) -> dict[str, NDArray[np.float32]]:
+    """(h, w) evidence for one class of each image, by path; nothing where the file has no maps.
+
+    Args:
+        model: the file.
+        images: by path.
+        about: index of the class, by path.
+    """
     outputs = onnx.load_model_from_string(model.onnx_bytes).graph.output
     if HEATMAP not in {output.name for output in outputs}:
         return {}
@@ -74,7 +82,7 @@ def heat_maps(model: ModelFile, images: Mapping[str, str | StoredImage]) -> dict
     exclusive = RULES[card.task].activation == "Softmax"
     answers = zip(images, iter_outputs(engine, card.preprocess, images.values()), strict=True)
     return {
-        path: class_evidence(answer, int(np.argmax(answer["probs"])), exclusive=exclusive)
+        path: class_evidence(answer, about[path], exclusive=exclusive)
         for path, answer in answers
         if not isinstance(answer, ImageError)
     }
