@@ -169,8 +169,10 @@ def span(interval: Numbers) -> str:
 
 
 def per(interval: Numbers) -> str:
-    """A share as a count, such as ``94 of 100``."""
-    return f"{round(100 * interval['value'])} of 100"
+    """A share as a count, such as ``94 of 100``; of 1,000 where 100 would say all or none and it is neither."""
+    value = interval["value"]
+    whole = next((whole for whole in (100, 1000) if 0 < round(whole * value) < whole), 100)
+    return f"{round(whole * value):,} of {whole:,}"
 
 
 def counted(n: int, noun: str) -> str:
