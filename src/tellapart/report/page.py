@@ -125,14 +125,16 @@ def render_report(
         numbered=len(test["class_names"]) <= MAX_NUMBERED_CLASSES,
         matrix=charts.matrix(test),
         class_rows=_class_rows(test),
-        class_metrics=[m for m in _CLASS_METRICS if any(m in row for row in test["per_class"].values())],
+        class_metrics=[m for m in CLASS_METRICS if any(m in row for row in test["per_class"].values())],
         left_out=max(0, len(test["per_class"]) - _MAX_CLASS_ROWS),
         not_pictured=dataset.class_names[_MAX_CLASS_FIGURES:],
-        metrics=[(name, test[name]) for name in _METRICS if test.get(name) is not None],
+        metrics=[(name, test[name]) for name in METRICS if test.get(name) is not None],
         reliability=charts.reliability(test),
         selective=charts.selective(test),
+        notes=[note.replace(str(dataset.root), dataset.root.name) for note in report["dataset"]["notes"]],
+        limits=story.limits(card),
         several=card.task == "multilabel",
-        amounts=_LOSSES_AND_SCORES,
+        amounts=SCORES,
         curves=charts.curves(report.get("fit", {}).get("log", ())),
         heat=any(picture.heat for gallery in galleries for picture in gallery.pictures),
     )
@@ -141,10 +143,10 @@ def render_report(
 _OPTIONAL = ("leaks", "fit", "calibration", "verification", "seconds")
 _OPTIONAL_OF_TEST = ("accuracy", "top_k", "confusion_matrix", "thresholds", "reliability", "selective", "verdicts", "coverage",
                      "bands", "familiarity")  # fmt: skip
-_CLASS_METRICS = ("recall", "precision", "f1", "average_precision", "auroc", "auprc")
-_METRICS = ("accuracy", "map", "balanced_accuracy", "macro_f1", "micro_f1", "exact_match", "hamming_loss", "kappa", "auroc",
+CLASS_METRICS = ("recall", "precision", "f1", "average_precision", "auroc", "auprc")
+METRICS = ("accuracy", "map", "balanced_accuracy", "macro_f1", "micro_f1", "exact_match", "hamming_loss", "kappa", "auroc",
             "auprc", "log_loss", "brier", "ece", "aurc")  # fmt: skip
-_LOSSES_AND_SCORES = ("hamming_loss", "kappa", "log_loss", "brier", "ece", "aurc")  # no percentages
+SCORES = ("hamming_loss", "kappa", "log_loss", "brier", "ece", "aurc")  # no percentages
 
 
 def _class_rows(test: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

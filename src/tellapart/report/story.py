@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tellapart.records import ModelCard
+
 Numbers = Mapping[str, Any]
 """A part of ``report.json``."""
 
@@ -132,6 +134,24 @@ def advice(report: Numbers, contradicted: int = 0) -> list[str]:
     ]
 
 
+def limits(card: ModelCard) -> list[str]:
+    """What the model is not for."""
+    several = card.task == "multilabel"
+    return [
+        "The numbers hold for images like the test images: the same kind of subject, camera, light and framing. For anything"
+        " else, measure again.",
+        f"The model knows {len(card.class_names):,} classes and no other. "
+        + (
+            "An image may get several labels, or none."
+            if several
+            else "It answers with one of them even where the right answer is none; the verdict is what warns you."
+        ),
+        "Have a person check every answer that is not sure, and all answers on which somebody's health, safety or rights"
+        " depend.",
+        "A model repeats what is in its labels, mistakes and habits included.",
+    ]
+
+
 def confusions(test: Numbers, limit: int = 15) -> list[tuple[str, str, int, int]]:
     """The most frequent mistakes: true class, answer, how often, of how many."""
     names = test["class_names"]
@@ -235,7 +255,7 @@ def _labels_to_check(contradicted: int) -> str:
     return (
         f"Look at the labels of {counted(contradicted, 'test image')} first: the model contradicts"
         f" {'its label' if one else 'their labels'}"
-        f" with {CERTAIN:.0%} certainty or more. {'It is' if one else 'The first are'} shown under “Most"
+        f" with {CERTAIN:.0%} certainty or more. {'It comes' if one else 'They come'} first under “Most"
         " wrong”. A wrong label there makes the"
         " score too low, and tellapart check finds those among the training images, too."
     )
