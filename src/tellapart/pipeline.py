@@ -65,8 +65,8 @@ class Run:
     """A finished training run.
 
     Attributes:
-        folder: holds ``model.onnx``, ``report.json``, ``recipe.toml``, ``dataset.parquet`` and ``predictions.parquet``; after
-            a gradient loop also ``log.jsonl`` and ``curves.svg``.
+        folder: holds ``model.onnx``, ``report.html``, ``model_card.md``, ``report.json``, ``recipe.toml``,
+            ``dataset.parquet`` and ``predictions.parquet``; after a gradient loop also ``log.jsonl`` and ``curves.svg``.
         report: the content of ``report.json``.
         interrupted: whether training was asked to stop before its end; ``resume`` goes on from there.
     """

@@ -31,7 +31,15 @@ QUICK = {
     "scratch": {"epochs": 3, "input_size_px": 16, "batch_size": 16},
 }
 NETWORKS = ("cnn", "scratch")
-EVERY_RUN = {"model.onnx", "report.html", "report.json", "recipe.toml", "dataset.parquet", "predictions.parquet"}
+EVERY_RUN = {
+    "model.onnx",
+    "report.html",
+    "model_card.md",
+    "report.json",
+    "recipe.toml",
+    "dataset.parquet",
+    "predictions.parquet",
+}
 LOG_KEYS = {
     *("epoch", "epochs", "running_loss", "running_accuracy", "train_loss", "train_accuracy"),
     *("val_loss", "val_accuracy", "lr", "images_per_s", "seconds"),

@@ -41,7 +41,15 @@ SETTINGS = {
 }
 CLOCK = ("images_per_s", "seconds")
 RUN_FILES = {
-    *("model.onnx", "report.html", "report.json", "recipe.toml", "dataset.parquet", "predictions.parquet"),
+    *(
+        "model.onnx",
+        "report.html",
+        "model_card.md",
+        "report.json",
+        "recipe.toml",
+        "dataset.parquet",
+        "predictions.parquet",
+    ),
     *("log.jsonl", "curves.svg", ".lock"),
 }
 KILLS = 200

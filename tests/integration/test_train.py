@@ -17,7 +17,15 @@ from tellapart.inference.model import read_model
 from tellapart.storage import locked_folder
 from tellapart.training.recipes import build_recipe
 
-RUN_FILES = {"model.onnx", "report.html", "report.json", "recipe.toml", "dataset.parquet", "predictions.parquet"}
+RUN_FILES = {
+    "model.onnx",
+    "report.html",
+    "model_card.md",
+    "report.json",
+    "recipe.toml",
+    "dataset.parquet",
+    "predictions.parquet",
+}
 CLASS_NAMES = ["blobs", "dots", "stripes"]
 
 

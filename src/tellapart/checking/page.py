@@ -1,15 +1,8 @@
 """The findings as one HTML file to look through: no script, nothing fetched, readable on a phone."""
 
-import base64
-import importlib.resources
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-
-import numpy as np
-from jinja2 import Environment, StrictUndefined
-from PIL import Image
 
 from tellapart.checking.looks import decode_damaged
 from tellapart.checking.run import CheckResult
@@ -17,6 +10,8 @@ from tellapart.data.dataset import Dataset
 from tellapart.errors import ImageError
 from tellapart.imaging.decode import StoredImage, decode_image
 from tellapart.imaging.pool import map_ordered
+from tellapart.pages.pictures import jpeg_uri, thumbnail
+from tellapart.pages.template import fill_template
 from tellapart.records import Issue, Progress, no_progress
 
 THUMBNAIL_PX = 160
@@ -129,9 +124,9 @@ def render_page(result: CheckResult, *, title: str, progress: Progress = no_prog
     # In the order of each kind's worst, which is that of the counts.
     sections = [_section(kind, result.counts[kind], shown[kind], thumbnails, root) for kind in result.counts]
     classes = result.dataset.class_counts()
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    template = importlib.resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    page = environment.from_string(template).render(
+    return fill_template(
+        "tellapart.checking",
+        "page.html",
         title=title,
         sections=sections,
         total=len(result.issues),
@@ -141,8 +136,6 @@ def render_page(result: CheckResult, *, title: str, progress: Progress = no_prog
         more_classes=max(0, len(classes) - _MAX_CLASSES),
         notes=result.notes,
     )
-    # Names of files need not be Unicode; what cannot be encoded becomes a question mark.
-    return page.encode("utf-8", errors="replace")
 
 
 def _shown(result: CheckResult, progress: Progress) -> tuple[dict[str, list[Issue]], dict[str, str]]:
@@ -179,11 +172,7 @@ def _thumbnail(image: str | StoredImage) -> str:
         if damaged is None:
             return ""
         pixels = damaged
-    small = Image.fromarray(np.ascontiguousarray(pixels))
-    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=_JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+    return jpeg_uri(thumbnail(pixels, THUMBNAIL_PX), quality=_JPEG_QUALITY)
 
 
 def _section(kind: str, count: int, issues: Iterable[Issue], thumbnails: Mapping[str, str], root: str) -> Section:

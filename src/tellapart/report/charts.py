@@ -63,7 +63,10 @@ def selective(test: Mapping[str, Any]) -> Markup:
 
 
 def curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
-    """Loss and accuracy over the epochs, each with its title."""
+    """Loss and accuracy over the epochs, each with its title.
+
+    ``curves.svg`` shows the same while training goes on: a document with colours of its own, whereas these follow the page.
+    """
     if not log:
         return []
     found = []
@@ -81,12 +84,9 @@ def curves(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
             if metric == "loss"
             else Axis(title=metric, low=_floor(every), high=1)
         )
-        x = Axis(
-            title="epoch",
-            low=log[0]["epoch"],
-            high=max(log[-1]["epoch"], log[0]["epoch"] + 1),
-            format="{:.0f}".format,
-        )
+        first, last = log[0]["epoch"], max(log[-1]["epoch"], log[0]["epoch"] + 1)
+        steps = max(step for step in range(1, 6) if (last - first) % step == 0)  # at whole epochs
+        x = Axis(title="epoch", low=first, high=last, format="{:.0f}".format, steps=steps)
         ends = "; ".join(f"{line.name} from {line.points[0].y:.3f} to {line.points[-1].y:.3f}" for line in lines)
         found.append((title, line_plot(lines, x, y, says=f"{title}. Over {len(log)} epochs, {ends}.")))
     return found

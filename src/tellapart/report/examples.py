@@ -1,7 +1,7 @@
 """Which test images are worth a look."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tellapart.data.dataset import Dataset
 from tellapart.evaluation.metrics import Answer
 from tellapart.records import ModelCard
+from tellapart.report.story import CERTAIN
 
 SHOWN = 12
 """Images of each kind, at most."""
@@ -22,11 +23,16 @@ class Examples:
         most_wrong: answered wrong, the highest probability of what is wrong first.
         least_sure: those whose answer was closest to another one first.
         least_familiar: the least like the training images first; none where the model file does not say.
+        about: index of the class that caption and heat map of each image are about: the answer; of several labels the one
+            that is most wrong, or where none is, the one hardest to decide.
+        contradicted: number of all test images, not only of those chosen, whose label is contradicted with ``CERTAIN`` or more.
     """
 
     most_wrong: tuple[str, ...] = ()
     least_sure: tuple[str, ...] = ()
     least_familiar: tuple[str, ...] = ()
+    about: Mapping[str, int] = field(default_factory=dict)
+    contradicted: int = 0
 
     @property
     def paths(self) -> list[str]:
@@ -45,29 +51,33 @@ def choose_examples(part: Dataset, answers: Mapping[str, Answer], card: ModelCar
     if not len(part):
         return Examples()
     probs = np.stack([answers[path]["probs"] for path in part.paths]).astype(np.float64)
-    wrongness, doubt = _judge(probs, part.labels, card)
+    wrongness, doubt, about = _judge(probs, part.labels, card)
     familiar = [answers[path].get("familiarity") for path in part.paths]
     known = [float(score) for score in familiar if score is not None]
-    return Examples(
+    every = np.ones(len(part), dtype=np.bool_)
+    found = Examples(
         most_wrong=_first(part.paths, -wrongness, wrongness > 0),
-        least_sure=_first(part.paths, -doubt, np.ones(len(part), dtype=np.bool_)),
-        least_familiar=_first(part.paths, np.array(known), np.ones(len(part), dtype=np.bool_))
-        if len(known) == len(part)
-        else (),
+        least_sure=_first(part.paths, -doubt, every),
+        least_familiar=_first(part.paths, np.array(known), every) if len(known) == len(part) else (),
+        contradicted=int((wrongness >= CERTAIN).sum()),
     )
+    subjects = dict(zip(part.paths, about.tolist(), strict=True))
+    return replace(found, about={path: subjects[path] for path in found.paths})
 
 
 def _judge(
     probs: NDArray[np.float64], labels: NDArray[np.int64], card: ModelCard
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """For each image, the probability of what is wrong (0 where nothing is), and how undecided the answer was."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp]]:
+    """For each image, the probability of what is wrong (0 where nothing is), how undecided the answer was, and its subject."""
     if card.task == "multilabel":
         limits = np.asarray(card.label_thresholds)
         wrong = np.where((probs >= limits) != (labels > 0), np.abs(probs - (labels > 0)), 0.0)
-        return wrong.max(axis=1), -np.abs(probs - limits).min(axis=1)
+        margins = np.abs(probs - limits)
+        about = np.where(wrong.any(axis=1), wrong.argmax(axis=1), margins.argmin(axis=1))
+        return wrong.max(axis=1), -margins.min(axis=1), about
     ordered = np.sort(probs, axis=1)
     wrong = np.where(probs.argmax(axis=1) != labels, ordered[:, -1], 0.0)
-    return wrong, ordered[:, -2] - ordered[:, -1]
+    return wrong, ordered[:, -2] - ordered[:, -1], probs.argmax(axis=1)
 
 
 def _first(paths: list[str], keys: NDArray[np.float64], allowed: NDArray[np.bool_]) -> tuple[str, ...]:

@@ -34,6 +34,8 @@ _MOST_WRONG = "The answer is not the label, and the model was sure of it. Is it 
 _LEAST_SURE = "The model could hardly decide. Images like these are worth adding to the training images."
 _CLASS_IMAGES = 24  # thumbnails of the data set in all; at least one a class
 _MAX_CLASS_ROWS = 200
+_MAX_LEAKS = 50
+_MAX_CLASS_FIGURES = 120  # classes with thumbnails, so that the page stays small
 _MAX_WORDS = 90
 
 HeatMap = NDArray[np.float32]
@@ -41,11 +43,15 @@ HeatMap = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """One image with what is said of it; ``heat`` is empty without a heat map, ``uri`` where it cannot be read."""
+    """One image with what is said of it; ``heat`` is empty without a heat map, ``uri`` where it cannot be read.
+
+    ``prob`` is that of the class ``about``, and so is the heat map.
+    """
 
     path: str
     label: str
     answer: str = ""
+    about: str = ""
     prob: float = 0.0
     verdict: str = ""
     right: bool = True
@@ -91,7 +97,6 @@ def render_report(
     report = {**{name: {} for name in _OPTIONAL}, **report}
     test = report["test"]
     galleries, by_class = _pictures(dataset, answers, card, examples, heatmaps, progress)
-    probs = [(picture.path, picture.prob) for picture in galleries[0].pictures] if galleries else []
     return fill_template(
         "tellapart.report",
         "page.html",
@@ -109,23 +114,29 @@ def render_report(
         report=report,
         test={**dict.fromkeys(_OPTIONAL_OF_TEST), **test},
         card=card,
+        leaked=[path.removeprefix(f"{dataset.root}/") for path in report["leaks"].get("paths", ())[:_MAX_LEAKS]],
         answer=story.answer(test),
         grade=story.grade(test),
-        basis=story.basis(test),
+        basis=story.basis(report),
         when_unsure=story.when_unsure(report),
         warnings=story.warnings(report),
-        advice=story.advice(report, probs),
+        advice=story.advice(report, examples.contradicted),
         galleries=[gallery for gallery in galleries if gallery.pictures],
         by_class=by_class,
         confusions=story.confusions(test),
         numbered=len(test["class_names"]) <= MAX_NUMBERED_CLASSES,
         matrix=charts.matrix(test),
         class_rows=_class_rows(test),
-        class_metrics=[m for m in _CLASS_METRICS if any(m in row for row in test["per_class"].values())],
+        class_metrics=[m for m in CLASS_METRICS if any(m in row for row in test["per_class"].values())],
         left_out=max(0, len(test["per_class"]) - _MAX_CLASS_ROWS),
-        metrics=[(name, test[name]) for name in _METRICS if test.get(name) is not None],
+        not_pictured=dataset.class_names[_MAX_CLASS_FIGURES:],
+        metrics=[(name, test[name]) for name in METRICS if test.get(name) is not None],
         reliability=charts.reliability(test),
         selective=charts.selective(test),
+        notes=[note.replace(str(dataset.root), dataset.root.name) for note in report["dataset"]["notes"]],
+        limits=story.limits(card),
+        several=card.task == "multilabel",
+        amounts=SCORES,
         curves=charts.curves(report.get("fit", {}).get("log", ())),
         heat=any(picture.heat for gallery in galleries for picture in gallery.pictures),
     )
@@ -134,9 +145,10 @@ def render_report(
 _OPTIONAL = ("leaks", "fit", "calibration", "verification", "seconds")
 _OPTIONAL_OF_TEST = ("accuracy", "top_k", "confusion_matrix", "thresholds", "reliability", "selective", "verdicts", "coverage",
                      "bands", "familiarity")  # fmt: skip
-_CLASS_METRICS = ("recall", "precision", "f1", "average_precision", "auroc", "auprc")
-_METRICS = ("accuracy", "map", "balanced_accuracy", "macro_f1", "micro_f1", "exact_match", "hamming_loss", "kappa", "auroc",
+CLASS_METRICS = ("recall", "precision", "f1", "average_precision", "auroc", "auprc")
+METRICS = ("accuracy", "map", "balanced_accuracy", "macro_f1", "micro_f1", "exact_match", "hamming_loss", "kappa", "auroc",
             "auprc", "log_loss", "brier", "ece", "aurc")  # fmt: skip
+SCORES = ("hamming_loss", "kappa", "log_loss", "brier", "ece", "aurc")  # no percentages
 
 
 def _class_rows(test: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -173,7 +185,7 @@ def _pictures(
     labels = dict(wanted.table.select("path", LABEL_KEY).iter_rows())
     root = f"{dataset.root}/"
     shown = {
-        path: _picture(path, root, labels.get(path) or "", answers[path], card, large[path])
+        path: _picture(path, root, labels.get(path) or "", answers[path], card, examples.about[path], large[path])
         for path in examples.paths
     }
     galleries = [
@@ -191,13 +203,15 @@ def _pictures(
     return galleries, by_class
 
 
-def _picture(path: str, root: str, label: str, answer: Answer, card: ModelCard, drawn: tuple[str, str]) -> Picture:
+def _picture(
+    path: str, root: str, label: str, answer: Answer, card: ModelCard, about: int, drawn: tuple[str, str]
+) -> Picture:
     said = decide(path, answer, card)
     given = ", ".join(sorted(said.labels)) if card.task == "multilabel" else said.label or ""
     uri, heat = drawn
     return Picture(
-        path=path.removeprefix(root), label=label, answer=given, prob=said.prob or 0.0, verdict=said.verdict,
-        right=given == label, uri=uri, heat=heat,
+        path=path.removeprefix(root), label=label, answer=given, about=card.class_names[about], prob=float(said.probs[about]),
+        verdict=said.verdict, right=given == label, uri=uri, heat=heat,
     )  # fmt: skip
 
 
@@ -209,7 +223,7 @@ def _class_examples(dataset: Dataset) -> dict[str, list[str]]:
     rows = part.table.select("path", column.alias("name"))
     if dataset.task == "multilabel":
         rows = rows.explode("name")
-    paths: dict[str, list[str]] = {name: [] for name in dataset.class_names}
+    paths: dict[str, list[str]] = {name: [] for name in dataset.class_names[:_MAX_CLASS_FIGURES]}
     for path, name in rows.iter_rows():
         if name in paths:
             paths[name].append(path)

@@ -9,7 +9,6 @@ from markupsafe import Markup
 
 _WIDTH, _HEIGHT = 400, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 14, 44
-_STEPS = 4
 _CELLS_PX = 480  # side of a compact matrix
 
 
@@ -40,6 +39,7 @@ class Axis:
     low: float
     high: float
     format: Callable[[float], str] = "{:.0%}".format
+    steps: int = 5
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
@@ -140,11 +140,12 @@ class _Place:
     def axes(self) -> Markup:
         parts = []
         bottom = _HEIGHT - _BOTTOM
-        for step in range(_STEPS + 1):
-            at = self._y.low + (self._y.high - self._y.low) * step / _STEPS
+        for step in range(self._y.steps + 1):
+            at = self._y.low + (self._y.high - self._y.low) * step / self._y.steps
             parts.append(_svg("line", cls="grid", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=self.y(at), y2=self.y(at)))
             parts.append(_text(self._y.format(at), _LEFT - 6, self.y(at) + 4, "end"))
-            at = self._x.low + (self._x.high - self._x.low) * step / _STEPS
+        for step in range(self._x.steps + 1):
+            at = self._x.low + (self._x.high - self._x.low) * step / self._x.steps
             parts.append(_text(self._x.format(at), self.x(at), bottom + 16, "middle"))
         parts.append(_svg("line", cls="axis", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=bottom, y2=bottom))
         parts.append(_text(self._x.title, (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, "middle"))

@@ -22,7 +22,7 @@ from tellapart.inference.model import ModelFile
 from tellapart.records import Progress, SourceOptions
 from tellapart.report.examples import choose_examples
 from tellapart.report.page import render_report
-from tellapart.training.recipes import Recipe, build_recipe, recipe_settings
+from tellapart.training.recipes import RECIPES, Recipe, build_recipe, recipe_settings
 
 
 def present(
@@ -55,15 +55,23 @@ def present(
         answers,
         model.card,
         examples=examples,
-        heatmaps=heat_maps(model, images),
+        heatmaps=heat_maps(model, images, examples.about),
         title=title,
         command=command,
         progress=progress,
     )
 
 
-def heat_maps(model: ModelFile, images: Mapping[str, str | StoredImage]) -> dict[str, NDArray[np.float32]]:
-    """(h, w) evidence for the most probable class of each image, by path; nothing where the file has no maps."""
+def heat_maps(
+    model: ModelFile, images: Mapping[str, str | StoredImage], about: Mapping[str, int]
+) -> dict[str, NDArray[np.float32]]:
+    """(h, w) evidence for one class of each image, by path; nothing where the file has no maps.
+
+    Args:
+        model: the file.
+        images: by path.
+        about: index of the class, by path.
+    """
     outputs = onnx.load_model_from_string(model.onnx_bytes).graph.output
     if HEATMAP not in {output.name for output in outputs}:
         return {}
@@ -74,7 +82,7 @@ def heat_maps(model: ModelFile, images: Mapping[str, str | StoredImage]) -> dict
     exclusive = RULES[card.task].activation == "Softmax"
     answers = zip(images, iter_outputs(engine, card.preprocess, images.values()), strict=True)
     return {
-        path: class_evidence(answer, int(np.argmax(answer["probs"])), exclusive=exclusive)
+        path: class_evidence(answer, about[path], exclusive=exclusive)
         for path, answer in answers
         if not isinstance(answer, ImageError)
     }
@@ -90,9 +98,9 @@ def training_command(source: str, options: SourceOptions, recipe: Recipe, seed: 
         seed: of the run.
     """
     words = ["tellapart", "train", _last(source) or "TABLE", "--recipe", recipe.name]
-    defaults, settings = recipe_settings(build_recipe(recipe.name)), recipe_settings(recipe)
-    for key, value in settings.items():
-        if value != defaults[key]:
+    defaults = recipe_settings(build_recipe(recipe.name)) if recipe.name in RECIPES else {}
+    for key, value in recipe_settings(recipe).items():
+        if key != "name" and value != defaults.get(key):
             words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     for key, value in asdict(options).items():
         flag = f"--{key.replace('_', '-')}"

@@ -12,6 +12,7 @@ from tellapart.evaluation.decide import decide
 from tellapart.evaluation.metrics import Answer
 from tellapart.inference.model import ModelFile
 from tellapart.records import ModelCard, Progress, no_progress
+from tellapart.report.model_card import render_model_card
 from tellapart.report.present import present
 from tellapart.storage import atomic_file, write_bytes, write_json
 from tellapart.training.recipes import Recipe, recipe_toml
@@ -64,6 +65,10 @@ def write_run(
     write_bytes(folder / "recipe.toml", recipe_toml(recipe).encode())
     write_json(folder / "report.json", report)
     write_bytes(folder / "report.html", page)
+    write_bytes(
+        folder / "model_card.md",
+        render_model_card(report, model.card, title=title, command=command).encode(),
+    )
     model.save(folder / "model.onnx")
 
 

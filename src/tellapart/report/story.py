@@ -1,19 +1,22 @@
 """From numbers to sentences that somebody understands who knows the images, not the statistics. No HTML here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from tellapart.records import ModelCard
 
 Numbers = Mapping[str, Any]
 """A part of ``report.json``."""
 
+CERTAIN = 0.9
+"""A wrong answer with this probability or more is worth a look at the label."""
+
 _WIDE = 0.1  # an interval wider than this says little
 _FEW = 10  # test images of a class below which what is said of it may be chance
-_CERTAIN = 0.9  # a wrong answer with more than this is worth a look at the label
 _BEHIND = 0.05  # a class this far below all is worth more images
 _MANY_UNFAMILIAR = 0.15
 _UNEVEN = 5  # largest class against the smallest
 _OFF = 0.05  # expected calibration error
-_NAMED = 3
 _LONG = 60
 _NOTHING = "–"  # noqa: RUF001  a dash for what was not measured
 
@@ -51,14 +54,24 @@ def grade(test: Numbers) -> str:
     return next((word for least, word in steps if low >= least), "poor")
 
 
-def basis(test: Numbers) -> list[str]:
-    """What the answer rests on."""
+def basis(report: Numbers) -> list[str]:
+    """What the answer rests on. That the images are new to the model is said only where copies were looked for."""
+    test, leaks = report["test"], report.get("leaks") or {}
     n = test["n"]
     if not n:
         return []
+    measured = f"Measured on {counted(n, 'test image')}"
+    if not leaks:
+        measured += (
+            ", with the model file itself. Whether the model learned from some of them was not looked for here:"
+            " images that are new to it are the only fair test."
+        )
+    elif leaks["n"]:
+        measured += f", {leaks['n']:,} of them not new to the model, with the model file itself."
+    else:
+        measured += " that neither trained nor chose the model, with the model file itself."
     said = [
-        f"Measured on {counted(n, 'test image')} that neither trained nor chose the model, with the model file itself."
-        " The numbers in brackets are 95% confidence intervals: with other test images of the same"
+        f"{measured} The numbers in brackets are 95% confidence intervals: with other test images of the same"
         " kind, expect a value in there."
     ]
     guess = _most_frequent(test)
@@ -93,23 +106,19 @@ def warnings(report: Numbers) -> list[str]:
     leaks = report.get("leaks", {})
     if leaks.get("n"):
         found.append(_leaks(leaks, test))
-    if "warnings" in test:
-        found += [sentence(text) for text in test["warnings"]]
-    else:
-        found += _caveats(test)
-    return found
+    return found + [sentence(text) for text in test.get("warnings", ())]
 
 
-def advice(report: Numbers, wrong: Sequence[tuple[str, float]] = ()) -> list[str]:
+def advice(report: Numbers, contradicted: int = 0) -> list[str]:
     """What would help most, from the numbers, the most useful first.
 
     Args:
         report: as in ``report.json``.
-        wrong: path and probability of the test images that are most confidently wrong.
+        contradicted: number of test images whose label the model contradicts with ``CERTAIN`` or more.
     """
     test = report["test"]
     found = [
-        _labels_to_check(wrong),
+        _labels_to_check(contradicted),
         _weakest_class(report),
         _too_few(test),
         _unfamiliar(test),
@@ -122,6 +131,24 @@ def advice(report: Numbers, wrong: Sequence[tuple[str, float]] = ()) -> list[str
     return [said for said in found if said] or [
         "Nothing stands out: no class lags behind, and there are enough test images. New photos, from the place where the"
         " model will be used, are the best test of it."
+    ]
+
+
+def limits(card: ModelCard) -> list[str]:
+    """What the model is not for."""
+    several = card.task == "multilabel"
+    return [
+        "The numbers hold for images like the test images: the same kind of subject, camera, light and framing. For anything"
+        " else, measure again.",
+        f"The model knows {len(card.class_names):,} classes and no other. "
+        + (
+            "An image may get several labels, or none."
+            if several
+            else "It answers with one of them even where the right answer is none; the verdict is what warns you."
+        ),
+        "Have a person check every answer that is not sure, and all answers on which somebody's health, safety or rights"
+        " depend.",
+        "A model repeats what is in its labels, mistakes and habits included.",
     ]
 
 
@@ -162,8 +189,10 @@ def span(interval: Numbers) -> str:
 
 
 def per(interval: Numbers) -> str:
-    """A share as a count, such as ``94 of 100``."""
-    return f"{round(100 * interval['value'])} of 100"
+    """A share as a count, such as ``94 of 100``; of 1,000 where 100 would say all or none and it is neither."""
+    value = interval["value"]
+    whole = next((whole for whole in (100, 1000) if 0 < round(whole * value) < whole), 100)
+    return f"{round(whole * value):,} of {whole:,}"
 
 
 def counted(n: int, noun: str) -> str:
@@ -207,44 +236,26 @@ def _most_frequent(test: Numbers) -> tuple[str, float] | None:
     return name, row["n"] / test["n"]
 
 
-def _caveats(test: Numbers) -> list[str]:
-    found = []
-    main = test.get("accuracy") or test.get("map") or {}
-    if _known(main) and main["high"] - main["low"] > _WIDE:
-        found.append(
-            f"With {counted(test['n'], 'test image')}, {main['value']:.0%} could be anything from"
-            f" {main['low']:.0%} to {main['high']:.0%}."
-        )
-    few = [f"{name_of(name)} ({row['n']})" for name, row in test["per_class"].items() if row["n"] < _FEW]
-    if few:
-        more = f" and {len(few) - _NAMED:,} more classes" if len(few) > _NAMED else ""
-        found.append(
-            f"Fewer than {_FEW} test images of {', '.join(few[:_NAMED])}{more}: what is said of them alone may be chance."
-        )
-    return found
-
-
 def _leaks(leaks: Numbers, test: Numbers) -> str:
     said = (
         f"{counted(leaks['n'], 'test image')} also stand{'s' if leaks['n'] == 1 else ''} among the"
         " images it learned from, so the score is too high."
     )
-    without = leaks.get("test_without", {})
+    without = leaks.get("test_without") or {}
     for name in test["headline"][:1]:
         if _known(without.get(name, {})) and _known(test.get(name, {})):
             said += f" {words(name).capitalize()} with them: {percent(test[name])}; without them: {percent(without[name])}."
     return said
 
 
-def _labels_to_check(wrong: Sequence[tuple[str, float]]) -> str:
-    certain = [path for path, prob in wrong if prob >= _CERTAIN]
-    if not certain:
+def _labels_to_check(contradicted: int) -> str:
+    if not contradicted:
         return ""
-    one = len(certain) == 1
+    one = contradicted == 1
     return (
-        f"Look at the labels of {counted(len(certain), 'test image')} first: the model contradicts"
+        f"Look at the labels of {counted(contradicted, 'test image')} first: the model contradicts"
         f" {'its label' if one else 'their labels'}"
-        f" with {_CERTAIN:.0%} certainty or more. {'It is' if one else 'They are'} shown under “Most"
+        f" with {CERTAIN:.0%} certainty or more. {'It comes' if one else 'They come'} first under “Most"
         " wrong”. A wrong label there makes the"
         " score too low, and tellapart check finds those among the training images, too."
     )
