@@ -5,15 +5,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tellapart import __version__
 from tellapart.checking.fixes import apply_fixes, read_fix_list, write_fix_list
 from tellapart.checking.page import render_page
 from tellapart.checking.run import CheckResult, run_check, write_issues
@@ -30,31 +27,25 @@ from tellapart.data.sources import (
 )
 from tellapart.data.split import split
 from tellapart.errors import DataError, TrainingError
-from tellapart.evaluation.familiarity import fit_familiarity_rule
-from tellapart.evaluation.rules import fit_rules, parse_rules
-from tellapart.evaluation.task import RULES
+from tellapart.evaluation.rules import parse_rules
 from tellapart.inference.bundled import open_backbone
 from tellapart.inference.model import pack
 from tellapart.inference.predict import Classifier, load
 from tellapart.records import (
-    Calibration,
-    ConformalRule,
-    DecisionRule,
     EpochLog,
-    ModelCard,
     Progress,
     SourceOptions,
-    Task,
     no_progress,
 )
 from tellapart.report.present import present, training_command
 from tellapart.report.run_folder import describe, write_run
 from tellapart.storage import locked_folder, write_bytes
 from tellapart.training.answers import answer, measure_answers, measure_leaks
+from tellapart.training.calibrate import build_card
 from tellapart.training.label_check import out_of_fold_probs
 from tellapart.training.recipes import Recipe, build_recipe, probe, recipe_settings
 from tellapart.training.resume import UnfinishedRun, begin_run, finish_run, read_run, require_same_images
-from tellapart.training.train import Fitted, learning_part, open_way
+from tellapart.training.train import learning_part, open_way
 from tellapart.training.verify import verify
 
 REPORT_VERSION = 2
@@ -226,23 +217,12 @@ def _train(
         dataset = _split(dataset, way.recipe, run.seed)
         require_same_images(folder, run, dataset.fingerprint())
         fitted = way.fit(dataset, seed=run.seed, progress=progress)
-        calibration, conformal, thresholds = calibrate(fitted, way.recipe, dataset.task)
+        card = build_card(fitted, dataset, way.recipe)
     with clock.stage("verify"):
-        card = _card(fitted, calibration, dataset, way.recipe)
-        rule = fit_familiarity_rule(fitted.familiar_scores, rate=way.recipe.false_alarms, method=fitted.method)
-        bands = _decision_rules(fitted, calibration, dataset, way.recipe)
-        card = replace(
-            card,
-            familiarity=rule,
-            conformal=conformal,
-            label_thresholds=thresholds,
-            decision_rules=bands,
-            task=dataset.task,
-        )
-        model = pack(fitted.to_onnx(calibration, dataset.task), card)
+        model = pack(fitted.to_onnx(card.calibration, dataset.task), card)
         part = dataset.used("calib") if fitted.method == "calib" else dataset.used("train")
         classifier = Classifier(model)
-        verification, answers = verify(classifier, model, part, fitted.expected(part, calibration), progress)
+        verification, answers = verify(classifier, model, part, fitted.expected(part, card.calibration), progress)
     with clock.stage("test"):
         tested = answer(classifier, dataset.used("test"), progress)
         dataset = dataset.with_outcome("refused", tested.refused)
@@ -255,7 +235,10 @@ def _train(
         "schema_version": REPORT_VERSION,
         "test": test,
         "leaks": leaks,
-        "calibration": {**asdict(calibration), "conformal": asdict(conformal)},
+        "calibration": {
+            **asdict(card.calibration),
+            "conformal": asdict(card.conformal) if card.conformal else None,
+        },
         "verification": verification,
         "dataset": describe(dataset),
         "recipe": recipe_settings(way.recipe),
@@ -394,49 +377,6 @@ def _apply_fixes(dataset: Dataset, options: SourceOptions) -> Dataset:
         read_fix_list(Path(path)) if path else None for path in (options.exclude, options.relabel)
     )
     return apply_fixes(dataset, excluded, relabelled)
-
-
-def calibrate(fitted: Fitted, recipe: Recipe, task: Task) -> tuple[Calibration, ConformalRule, tuple[float, ...]]:
-    """Fit temperature, prediction sets and label thresholds on images that neither trained nor chose the model."""
-    rules = RULES[task]
-    logits, labels = fitted.held_out_logits.astype(np.float64), fitted.held_out_labels
-    temperature = rules.fit_temperature(logits, labels)
-    before, after = (rules.calibration_errors(labels, rules.probs(logits / t)) for t in (1.0, temperature))
-    if after["log_loss"] >= before["log_loss"]:
-        temperature, after = 1.0, before
-    calibration = Calibration(
-        temperature=temperature, method=fitted.method, n=len(labels), before=before, after=after
-    )
-    probs = rules.probs(logits / temperature)
-    conformal = rules.fit_conformal(
-        probs, labels, coverage=recipe.coverage, per_class=recipe.conformal == "per-class", method=fitted.method
-    )
-    return calibration, conformal, rules.fit_thresholds(probs, labels, recipe.label_thresholds)
-
-
-def _decision_rules(
-    fitted: Fitted, calibration: Calibration, dataset: Dataset, recipe: Recipe
-) -> tuple[DecisionRule, ...]:
-    """Fit the recipe's decision rules on the images the temperature was fitted on."""
-    probs = RULES[dataset.task].probs(fitted.held_out_logits.astype(np.float64) / calibration.temperature)
-    wanted = parse_rules(recipe.decision_rules, dataset.class_names)
-    return fit_rules(wanted, fitted.held_out_labels, probs, dataset.class_names)
-
-
-def _card(fitted: Fitted, calibration: Calibration, dataset: Dataset, recipe: Recipe) -> ModelCard:
-    return ModelCard(
-        class_names=dataset.class_names,
-        preprocess=recipe.preprocess,
-        calibration=calibration,
-        embedding_dim=fitted.embedding_dim,
-        weights=fitted.weights,
-        recipe=recipe_settings(recipe),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        software={
-            "tellapart": __version__,
-            **{name: version(name) for name in ("openvino", "onnx", "numpy", "scipy")},
-        },
-    )
 
 
 class _Clock:

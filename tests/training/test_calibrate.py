@@ -1,4 +1,4 @@
-"""pipeline.calibrate: what it does to the held-out images, and that it does nothing where nothing is won."""
+"""calibrate: what it does to the held-out images, and that it does nothing where nothing is won."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from tellapart.pipeline import calibrate
+from tellapart.training.calibrate import calibrate
 from tellapart.training.recipes import build_recipe
 
 RECIPE = build_recipe("probe")
