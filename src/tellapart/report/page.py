@@ -30,7 +30,7 @@ MAX_NUMBERED_CLASSES = 12
 """Up to so many classes the confusion matrix is a table of numbers, beyond it a picture."""
 
 _JPEG_QUALITY = 72
-_MOST_WRONG = "The answer is not the label, and the model was sure of it. Is it the model, or the label?"
+_MOST_WRONG = "The answer is not the label; the most probable answers come first. Is it the model, or the label?"
 _LEAST_SURE = "The model could hardly decide. Images like these are worth adding to the training images."
 _CLASS_IMAGES = 24  # thumbnails of the data set in all; at least one a class
 _MAX_CLASS_ROWS = 200
