@@ -38,7 +38,8 @@ class Unknown(Familiarity):
     def combine(self, distances, logits):
         return np.zeros(len(distances))
 
-def no_nodes(graph, score):
+def no_nodes(whole, score):
+    graph = whole.graph
     zero = model.numpy_helper.from_array(np.zeros(1, np.float32), "no_familiarity")
     graph.initializer.append(zero)
     graph.node.append(model.helper.make_node("ReduceMean", ["logits"], ["some"], axes=[1], keepdims=0))
@@ -54,6 +55,7 @@ probe.fit_familiarity = no_familiarity
 model.add_familiarity = no_nodes
 pipeline.measure_answers = accuracy_only
 run_folder.present = lambda *arguments, **more: b""
+run_folder.render_model_card = lambda *arguments, **more: ""
 """
 TRAIN = """
 import sys
