@@ -6,13 +6,13 @@ DEV := $(ENVS)/dev
 DATA ?= ../shared/data/cats_dogs
 PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types bench docs clean
+.PHONY: demo test lint types bench docs screenshot clean
 
 demo: $(BASE)/.ready                 ## base install, no PyTorch: train on digits that come with scikit-learn
 	$(BASE)/bin/tellapart demo
 
 test: $(DEV)/.ready $(BASE)/.ready   ## all tests; the base environment shows that what ships needs no PyTorch
-	TELLAPART_BASE_PYTHON=$(abspath $(BASE))/bin/python $(DEV)/bin/python -m pytest
+	TELLAPART_BASE_PYTHON=$(abspath $(BASE))/bin/python $(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(DEV)/.ready
 	$(DEV)/bin/ruff check
@@ -29,6 +29,9 @@ bench: $(DEV)/.ready                 ## DATA=FOLDER chooses the images
 docs: $(DEV)/.ready                  ## docs/errors.md from the list of codes
 	$(DEV)/bin/python docs/make_errors.py
 
+screenshot: $(DEV)/.ready            ## docs/images: the server's page; needs chromium
+	$(DEV)/bin/python docs/make_screenshot.py
+
 clean:
 	rm -rf $(ENVS)
 
@@ -41,5 +44,5 @@ $(BASE)/.ready: pyproject.toml constraints.txt
 $(DEV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEV)
 	$(DEV)/bin/pip install --quiet --disable-pip-version-check "pip>=25.3"
-	$(DEV)/bin/pip install $(PIP_FLAGS) --editable ".[train,backbones]" --group dev
+	$(DEV)/bin/pip install $(PIP_FLAGS) --editable ".[train,backbones,serve]" --group dev
 	touch $@

@@ -23,8 +23,8 @@ from tellapart.models.network import build_network
 from tellapart.models.normalize import fit_transform
 from tellapart.training.checkpoint import CheckpointFolder
 from tellapart.training.loop import LoopData, train_network
+from tellapart.training.loop_recipe import scratch
 from tellapart.training.objective import Classification
-from tellapart.training.recipes import scratch
 from train import save
 
 SIDE_PX, CLASSES, SIZE = 32, 10, 2048

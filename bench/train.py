@@ -50,7 +50,7 @@ def train_once(folder: Path) -> tuple[float, float, dict]:
 
 
 def save(name: str, rows: list[dict]) -> None:
-    """Keep the figures with where and when they were measured."""
+    """Keep the figures with where and when they were measured; rows that say so themselves keep theirs."""
     RESULTS.mkdir(exist_ok=True)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -62,9 +62,9 @@ def save(name: str, rows: list[dict]) -> None:
         "date": time.strftime("%Y-%m-%d"),
     }
     with (RESULTS / f"{name}.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, [*rows[0], *where], lineterminator="\n")
+        table = csv.DictWriter(file, list({**rows[0], **where}), lineterminator="\n")
         table.writeheader()
-        table.writerows({**row, **where} for row in rows)
+        table.writerows({**where, **row} for row in rows)
 
 
 def cpu_name() -> str:

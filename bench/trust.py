@@ -14,8 +14,9 @@ the held-out logits.
 count on. With exchangeable images the number covered is beta-binomial. Beside our sets, which are least ambiguous (LAC), the
 adaptive ones (APS, Romano et al. 2020) and the regularised (RAPS, Angelopoulos et al. 2021; k 1, lambda 0.1), both randomised.
 ``familiarity`` asks model files: one for cats and dogs, of ``probe`` and of ``cnn``, about digits, generated textures, noise,
-patches of 24 px out of the photos and scenes; and models for all classes but some about those left out, each beside the largest
-probability of the same file. ``cost`` is in bench/trust_cost.py.
+patches of 24 px out of the photos and scenes. Then models for all classes but some, made on embeddings, are asked about those
+left out, a dozen draws and more of each set. Beside each stands the largest probability of the same model. ``cost`` is in
+bench/trust_cost.py.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from tellapart.evaluation.reliability import adaptive_bins
 from tellapart.evaluation.task import RULES
 from train import save
 from trust_cost import measure_cost
-from trust_familiarity import measure_familiarity
+from trust_familiarity import measure_all_left_out, measure_familiarity
 from trust_sets import ImageSet, cats_dogs, cifar, digits, fit, mean_log_loss, multilabel, probs_of
 
 Scale = tuple[np.ndarray, np.ndarray]  # logits are multiplied by the first and moved by the second
@@ -249,6 +250,7 @@ def main() -> None:
         measure_coverage(options.data, options.splits)
     elif options.what == "familiarity":
         save("trust_familiarity", measure_familiarity(options.data))
+        save("trust_left_out", measure_all_left_out(options.data))
     else:
         rows = measure_cost(options.data / "cats_dogs", options.repeats)
         save("trust_cost", rows)

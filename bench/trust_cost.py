@@ -22,20 +22,21 @@ from tellapart.inference.model import read_model
 WITHOUT = """
 import numpy as np
 from tellapart import pipeline
-from tellapart.evaluation.familiarity import Familiarity, Gaussian
+from tellapart.evaluation.familiarity import Familiarity, FittedFamiliarity, Gaussian
 from tellapart.inference import model
 from tellapart.report import run_folder
 from tellapart.training import probe
 
 def no_familiarity(embeddings, logits, fold):
     nothing = Gaussian(mean=np.zeros(1), axes=np.zeros((1, 1)), variances=np.ones(1), rest=1.0)
-    return Unknown(gaussian=nothing, distance=(0.0, 1.0), logit=(0.0, 1.0)), np.zeros(len(embeddings))
+    unknown = Unknown(gaussian=nothing, distance=(0.0, 1.0), length=(0.0, 1.0), logit=(0.0, 1.0))
+    return FittedFamiliarity(score=unknown, distances=np.zeros(len(embeddings)), lengths=np.zeros(len(embeddings)))
 
 class Unknown(Familiarity):
     def score(self, embeddings, logits):
         return np.zeros(len(embeddings))
 
-    def combine(self, distances, logits):
+    def combine(self, distances, lengths, logits):
         return np.zeros(len(distances))
 
 def no_nodes(whole, score):

@@ -39,7 +39,7 @@ def names(n=11):
 
 def test_version_and_help():
     assert call("--version").output.strip() == f"tellapart {__version__}"
-    for command in ("train", "evaluate", "compare", "predict", "info", "demo"):
+    for command in ("train", "evaluate", "compare", "predict", "serve", "info", "demo"):
         assert command in call("--help").output
         assert call(command, "--help").exit_code == 0
 
@@ -72,7 +72,11 @@ def test_info(run):
     card = json.loads(call("info", run.model_path, "--json").stdout)
     assert card["schema_version"] == 3
     assert all(key in card for key in ("familiarity", "conformal", "decision_rules", "calibration", "metrics"))
-    assert ", ".join(card["class_names"]) in call("info", run.model_path).stdout
+    said = " ".join(call("info", run.model_path).stdout.split())
+    assert ", ".join(card["class_names"]) in said
+    assert "95% coverage" in said
+    assert "also 80%, 90%, 99%" in said
+    assert f"familiarity below {card['familiarity']['threshold']:.4g}" in said
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])

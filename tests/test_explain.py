@@ -60,9 +60,9 @@ class Builder:
         weight = self.rng.normal(0, inputs**-0.5, (inputs, outputs)).astype(np.float32)
         self.add("Gemm", weight, np.zeros(outputs, np.float32), **attributes)
 
-    def finish(self, embedding_dim, class_names, **card):
-        self.dense(embedding_dim, len(class_names))
-        self.add("Div", np.array(1.5, np.float32))
+    def finish(self, embedding_dim, class_names, *, logits="", temperature=1.5, **card):
+        self.dense(embedding_dim, len(class_names), output=logits)
+        self.add("Div", np.array(temperature, np.float32))
         self.add("Softmax", axis=1, output="probs")
         return packed(self.nodes, self.constants, embedding_dim, class_names, **card)
 
@@ -193,6 +193,19 @@ def test_values_are_those_of_the_file_computed_by_hand():
     scores = np.exp(walk.steps[-1].values / 1.5)
     engine = OpenVINOEngine(model.onnx_bytes, input_size_px=SIDE_PX, precision="f32")
     np.testing.assert_allclose(scores / scores.sum(), engine.run(pixels[None])["probs"][0], atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+@pytest.mark.parametrize("name", ["logits", "scores", "z", "out_12"])
+def test_logits_are_there_at_every_temperature(temperature, name):
+    """At 1 the engine leaves the division out, and one array has both names, in any order."""
+    build = Builder()
+    build.conv(4)
+    build.add("GlobalAveragePool")
+    build.add("Flatten", axis=1, output="embedding")
+    model = build.finish(4, ("cat", "dog"), logits=name, temperature=temperature)
+    walk = read_walk(model, noise(SIDE_PX, SIDE_PX))
+    assert walk.steps[-1].shape == (2,)
 
 
 def test_a_deep_network_is_summed_up():

@@ -6,7 +6,8 @@
     ├── RecipeError           a recipe or a setting is wrong
     ├── TrainingError         training cannot begin, go on or end well
     ├── ModelError            a model file is damaged, foreign, or does not fit
-    └── StorageError          a file or folder cannot be read, written or locked
+    ├── StorageError          a file or folder cannot be read, written or locked
+    └── RequestError          the server refuses a request, or cannot begin to serve
 
 A code is part of the interface: it appears in tables, logs and scripts, and is never renamed.
 ``CODES`` is the whole list, and ``docs/errors.md`` is made from it; what to do comes with each error as its hint.
@@ -60,6 +61,7 @@ CODES = MappingProxyType(
         # recipes and settings
         "unknown-recipe": "there is no recipe of that name",
         "unknown-setting": "the recipe has no setting of that name",
+        "budget-too-short": "the images cannot be read once and reported on within the budget",
         "bad-setting": "the setting has a value it cannot have",
         "bad-labels": "labels and numbers do not fit together",
         # training
@@ -88,6 +90,26 @@ CODES = MappingProxyType(
         "bad-output": "the name of the output file has no known ending",
         "nothing-to-predict": "no file was given",
         "resume-mismatch": "the interrupted run was about other files",
+        # the server
+        "unsupported-system": "the server needs Linux or macOS",
+        "cannot-listen": "the server cannot be reached at that address and port",
+        "model-names-clash": "two models are to be served under one name",
+        "bad-token": "the token for the server is missing, too short or not of plain characters",
+        "decoder-crashed": "decoding the image ended the process that did it; the server goes on",
+        "decode-timeout": "decoding the image took longer than the limit",
+        "bad-request": "the request is not of the form that the route takes",
+        "body-too-large": "the request has more bytes than the limit",
+        "too-many-parts": "the request has more parts than the limit",
+        "head-too-large": "the request's headers have more bytes than the limit",
+        "too-slow": "the request arrived more slowly than the limit",
+        "no-such-route": "there is nothing at this address of the server",
+        "wrong-method": "the address does not take this kind of request",
+        "no-such-model": "the server has no model of that name or version",
+        "token-needed": "the server asks for a token, and it is missing or wrong",
+        "wrong-host": "the request names another host than those the server answers for",
+        "cross-site": "a page of another site sent the request",
+        "overloaded": "the server has as much to do as it can take; try again shortly",
+        "internal-error": "the server failed; its log says why",
     }
 )
 
@@ -136,3 +158,7 @@ class ModelError(TellapartError):
 
 class StorageError(TellapartError):
     """A file or folder cannot be read, written or locked."""
+
+
+class RequestError(TellapartError):
+    """The server refuses a request, or cannot begin to serve."""

@@ -33,6 +33,7 @@ from tellapart.inference.model import pack
 from tellapart.inference.predict import Classifier, load
 from tellapart.records import (
     EpochLog,
+    ModelCard,
     Progress,
     SourceOptions,
     no_progress,
@@ -40,12 +41,14 @@ from tellapart.records import (
 from tellapart.report.present import present, training_command
 from tellapart.report.run_folder import describe, write_run
 from tellapart.storage import locked_folder, write_bytes
-from tellapart.training.answers import answer, measure_answers, measure_leaks
+from tellapart.training.answers import Answered, answer, measure_answers, measure_leaks
 from tellapart.training.calibrate import build_card
+from tellapart.training.cost import finetune_seconds
 from tellapart.training.label_check import out_of_fold_probs
-from tellapart.training.recipes import Recipe, build_recipe, probe, recipe_settings
+from tellapart.training.probe_recipe import probe
+from tellapart.training.recipes import Recipe, build_recipe, recipe_settings
 from tellapart.training.resume import UnfinishedRun, begin_run, finish_run, read_run, require_same_images
-from tellapart.training.train import learning_part, open_way
+from tellapart.training.train import Way, learning_part, open_way
 from tellapart.training.verify import verify
 
 REPORT_VERSION = 2
@@ -209,10 +212,7 @@ def _train(
         dataset = check_contents(dataset, progress)
         require_enough(dataset)
     with clock.stage("features"):
-        dataset = way.prepare(dataset, progress)
-        require_enough(dataset)
-        learning = learning_part(dataset)
-        dataset = find_copies(dataset, learning, way.thumbnails(learning), progress)
+        dataset = _prepare(dataset, way, progress)
     with clock.stage("fit"):
         dataset = _split(dataset, way.recipe, run.seed)
         require_same_images(folder, run, dataset.fingerprint())
@@ -225,9 +225,7 @@ def _train(
         verification, answers = verify(classifier, model, part, fitted.expected(part, card.calibration), progress)
     with clock.stage("test"):
         tested = answer(classifier, dataset.used("test"), progress)
-        dataset = dataset.with_outcome("refused", tested.refused)
-        if not tested.answers:
-            raise DataError("no-images", "no test image could be read", hint="tellapart check says why for each")
+        dataset = _with_tested(dataset, tested)
         test = measure_answers(dataset.used("test"), tested.answers, model.card)
         learned = dataset.used("train", "val", "calib")
         leaks = measure_leaks(learned, way.thumbnails(learned), dataset.used("test"), tested, model.card)
@@ -235,16 +233,14 @@ def _train(
         "schema_version": REPORT_VERSION,
         "test": test,
         "leaks": leaks,
-        "calibration": {
-            **asdict(card.calibration),
-            "conformal": asdict(card.conformal) if card.conformal else None,
-        },
+        "calibration": _calibration(card),
         "verification": verification,
         "dataset": describe(dataset),
         "recipe": recipe_settings(way.recipe),
         "fit": fitted.details,
         "seed": run.seed,
         "seconds": clock.seconds(),
+        "finetune_seconds": finetune_seconds(run.recipe, learning=learned, tested=tested),
     }
     card = replace(model.card, metrics=test, verification=verification, dataset=report["dataset"])
     write_run(
@@ -260,6 +256,25 @@ def _train(
     if not fitted.interrupted:
         finish_run(folder)
     return Run(folder=folder, report=report, interrupted=fitted.interrupted)
+
+
+def _prepare(dataset: Dataset, way: Way, progress: Progress) -> Dataset:
+    """Read the images to learn from, refuse those that cannot be, and find copies among the others."""
+    dataset = way.prepare(dataset, progress)
+    require_enough(dataset)
+    learning = learning_part(dataset)
+    return find_copies(dataset, learning, way.thumbnails(learning), progress)
+
+
+def _with_tested(dataset: Dataset, tested: Answered) -> Dataset:
+    """Without the test images that could not be read; one at least must be left."""
+    if not tested.answers:
+        raise DataError("no-images", "no test image could be read", hint="tellapart check says why for each")
+    return dataset.with_outcome("refused", tested.refused)
+
+
+def _calibration(card: ModelCard) -> dict[str, Any]:
+    return {**asdict(card.calibration), "conformal": asdict(card.conformal) if card.conformal else None}
 
 
 def _split(dataset: Dataset, recipe: Recipe, seed: int) -> Dataset:

@@ -42,3 +42,10 @@ def test_train_evaluate_predict_explain_themselves(base_python, photos, tmp_path
     predicted = run(base_python, "-c", program, "predict", model, str(photos))
     assert predicted.returncode == 0, predicted.stderr
     assert predicted.stdout.count("\n") > 50
+
+
+def test_serve_names_what_to_install(base_python):
+    done = run(base_python, "-c", "from tellapart.cli import main; main()", "serve", "model.onnx")
+    assert done.returncode == 1
+    assert "[package-missing]" in done.stderr
+    assert "tellapart[serve]" in done.stderr

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -29,3 +31,18 @@ def test_public_names_resolve():
     for name in tellapart.__all__:
         assert getattr(tellapart, name) is not None
         assert name in dir(tellapart)
+
+
+def test_only_networks_of_timm_import_timm(tmp_path):
+    """Its import takes longer than a short run; the recipes that train without it do not wait for it."""
+    pytest.importorskip("torch")
+    code = (
+        "import pathlib, sys\n"
+        "from tellapart.training.loop_recipe import cnn, finetune, scratch\n"
+        "from tellapart.training.train import open_way\n"
+        "for recipe in (cnn(), scratch(), finetune()):\n"
+        f"    open_way(recipe, pathlib.Path({str(tmp_path)!r}), on_epoch=print)\n"
+        "assert 'torch' in sys.modules\n"
+        "assert 'timm' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

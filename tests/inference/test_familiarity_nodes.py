@@ -12,8 +12,9 @@ from tellapart.inference.model import LinearHead, compose, pack
 
 HEAD = LinearHead(weight=np.eye(3, dtype=np.float32) / 50, bias=np.zeros(3, np.float32))
 TRAIN = np.random.default_rng(0).integers(1, 255, (60, 3)).astype(np.float32)
-SCORE, DISTANCES = fit_familiarity(TRAIN, HEAD.logits(TRAIN), np.arange(60) % 2)
-RULE = fit_familiarity_rule(-DISTANCES, rate=0.05, method="cross-fit")
+FITTED = fit_familiarity(TRAIN, HEAD.logits(TRAIN), np.arange(60) % 2)
+SCORE = FITTED.score
+RULE = fit_familiarity_rule(-FITTED.distances, rate=0.05, method="cross-fit")
 GRAPH = compose(tiny_backbone().onnx_bytes, HEAD, temperature=2.0, familiarity=SCORE)
 
 

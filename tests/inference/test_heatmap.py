@@ -3,7 +3,7 @@
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from tiny import SIDE_PX, tiny_backbone, tiny_card
 
 import tellapart
@@ -78,6 +78,51 @@ def test_no_map_where_the_embedding_is_no_pooled_map():
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     assert not add_heatmap(model, np.zeros((12, 2), np.float32))
     assert [output.name for output in model.graph.output] == ["embedding"]
+
+
+def pooled_by_mean(opset, axes, keepdims):
+    """A backbone as PyTorch exports one: the mean is a reduction, the rest of the shape is dropped by Reshape."""
+    attributes = {"axes": axes} if opset < 18 else {}
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["floats"], ["channels"], perm=[0, 3, 1, 2]),
+        helper.make_node(
+            "ReduceMean",
+            ["channels", *([] if attributes else ["axes"])],
+            ["means"],
+            keepdims=keepdims,
+            **attributes,
+        ),
+        helper.make_node("Reshape", ["means", "shape"], ["embedding"]),
+    ]
+    dims = 3 if set(axes) in ({2, 3}, {-1, -2}) else SIDE_PX
+    graph = helper.make_graph(
+        nodes,
+        "backbone",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", "S", "S", 3])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", dims])],
+        [numpy_helper.from_array(np.array(axes), "axes"), numpy_helper.from_array(np.array([-1, dims]), "shape")],
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9
+    ).SerializeToString()
+
+
+@pytest.mark.parametrize(("axes", "keepdims"), [([2, 3], 1), ([-1, -2], 0)])
+@pytest.mark.parametrize("opset", [17, 20])
+def test_a_mean_over_height_and_width_is_pooling_too(opset, axes, keepdims):
+    head = random_head(3, 3)
+    model = pack(compose(pooled_by_mean(opset, axes, keepdims), head, temperature=1.0), tiny_card())
+    images = RNG.integers(0, 256, (2, SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
+    outputs = OpenVINOEngine(model.onnx_bytes, input_size_px=SIDE_PX, precision="f32").run(images)
+    expected = np.tensordot(images.astype(np.float32), head.weight, axes=1).transpose(0, 3, 1, 2)
+    assert outputs[HEATMAP] == pytest.approx(expected, abs=1e-2)
+
+
+@pytest.mark.parametrize("axes", [[1, 2], [1, 3], [3, 1]])
+def test_a_mean_over_anything_else_is_not(axes):
+    model = compose(pooled_by_mean(20, axes, 1), random_head(SIDE_PX, 2), temperature=1.0)
+    assert HEATMAP not in {output.name for output in model.graph.output}
 
 
 @pytest.mark.parametrize("change", ["classes", "rank"])

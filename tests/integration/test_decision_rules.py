@@ -40,6 +40,9 @@ def test_the_report_measures_the_bands_of_the_model_file(ruled):
     found = [band["n"] for band in ruled.report["test"]["bands"][0]["bands"] if band["min_prob"] is not None]
     assert [sum(found[: i + 1]) for i in range(len(found))] == at_or_above
     assert at_or_above[-1] == len(of_dots)
+    for rule in ruled.report["test"]["bands"]:
+        in_table = said[f"band_{rule['class_name']}"].to_list()
+        assert [in_table.count(band["name"]) for band in rule["bands"]] == [band["n"] for band in rule["bands"]]
 
 
 def test_predict_has_a_column_for_each_rule(ruled, photos, tmp_path):

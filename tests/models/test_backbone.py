@@ -20,11 +20,14 @@ import tellapart  # noqa: E402
 from tellapart.cli import app  # noqa: E402
 from tellapart.errors import ModelError, RecipeError, TellapartError  # noqa: E402
 from tellapart.inference.engine import OpenVINOEngine  # noqa: E402
-from tellapart.inference.model import read_model, require_safe  # noqa: E402
+from tellapart.inference.heatmap import HEATMAP  # noqa: E402
+from tellapart.inference.model import LinearHead, compose, read_model, require_safe  # noqa: E402
 from tellapart.models import backbone as backbone_module  # noqa: E402
 from tellapart.models.backbone import open_timm  # noqa: E402
 from tellapart.records import Preprocess  # noqa: E402
 from tellapart.storage import sha256  # noqa: E402
+from tellapart.training import finetune as finetune_module  # noqa: E402
+from tellapart.training.whole import Whole  # noqa: E402
 
 FAMILY = {  # a mobile CNN, a ResNet, two ConvNeXts, two vision transformers; with random weights
     "mobilenetv3_small_050": 64,
@@ -96,6 +99,28 @@ def test_the_graph_answers_as_timm_does_from_raw_pixels(folders, name, side):
     assert backbone.sha256 == sha256(backbone.onnx_bytes)
     assert str(Path.cwd()).encode() not in backbone.onnx_bytes, "nothing of the machine that exported it"
     assert b"site-packages" not in backbone.onnx_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "has_maps"),
+    [("resnet10t", True), ("mobilenetv2_050", True), ("mobilenetv3_small_050", False), ("test_vit", False)],
+)
+def test_class_maps_where_pooled_maps_go_straight_to_the_head(folders, name, has_maps):
+    """The mean over a class' map and the bias are its logit; others have a layer behind the pooling, or no maps."""
+    backbone, _ = open_timm(f"local-dir:{folders(name)}", input_size_px=64)
+    rng = np.random.default_rng(0)
+    weight = rng.normal(0, 0.1, (backbone.embedding_dim, 3)).astype(np.float32)
+    head = LinearHead(weight=weight, bias=np.array([1, -2, 3], np.float32))
+    model = compose(backbone.onnx_bytes, head, temperature=1.0)
+    assert (HEATMAP in {output.name for output in model.graph.output}) == has_maps
+    if not has_maps:
+        return
+    assert "Gather" not in {node.op_type for node in model.graph.node[-12:]}, "pooling is one node"
+    engine = OpenVINOEngine(model.SerializeToString(), input_size_px=64, precision="f32")
+    outputs = engine.run(pixels(3, 64))
+    logits = head.logits(outputs["embedding"])
+    assert outputs[HEATMAP].shape[:2] == (3, 3)
+    assert outputs[HEATMAP].mean(axis=(2, 3)) + head.bias == pytest.approx(logits, abs=1e-3)
 
 
 def test_preprocessing_and_licence_are_the_weights_own(folders, tmp_path):
@@ -234,7 +259,7 @@ def test_offline_asks_nothing_and_says_what_to_bring(monkeypatch):
     with pytest.raises(ModelError) as caught:
         open_timm("timm/resnet10t.c3_in1k")
     assert caught.value.code == "offline"
-    for text in ("model.safetensors of timm/resnet10t.c3_in1k", "hf download", "backbone=local-dir:FOLDER"):
+    for text in ("model.safetensors of timm/resnet10t.c3_in1k", "hf download", "--backbone local-dir:FOLDER"):
         assert text in str(caught.value)
 
 
@@ -270,6 +295,78 @@ def test_the_hubs_cache_is_enough(folders, monkeypatch):
     images = pixels(2, 64)
     engine = OpenVINOEngine(found.onnx_bytes, input_size_px=64, precision="f32")
     assert engine.run(images)["embedding"] == pytest.approx(reference(folders("resnet10t"), images), abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "resnet10t", "test_convnext", "test_vit"])
+def test_a_whole_network_is_trained_on_and_the_file_agrees(folders, photos, tmp_path, monkeypatch, name):
+    """A fine-tuning step, the export of what was learned, parity from raw bytes, whatever the architecture."""
+    train_network = finetune_module.train_network
+    newest = lambda *given, **told: train_network(*given, **{**told, "from_trained": False})  # noqa: E731
+    monkeypatch.setattr(finetune_module, "train_network", newest)
+    monkeypatch.setattr(finetune_module, "_is_better", lambda *_: True)
+    side = FAMILY[name]
+    settings = {"backbone": f"local-dir:{folders(name)}", "input_size_px": side, "epochs": 1, "batch_size": 16}
+    run = tellapart.train(photos, recipe="finetune", settings=settings, out=tmp_path)
+    found = run.report["verification"]
+    assert found["top1_differs"] <= found["ties"]
+    assert found["max_abs_difference"] < 0.05
+    assert run.report["fit"]["epochs_trained"] == 1
+    assert run.report["recipe"]["resize"] == "crop"
+    card = read_model(run.model_path).card
+    assert card.preprocess.input_size_px == side
+    assert card.weights.name.startswith(f"timm/{name}")
+    # The stages near the image have moved, too.
+    graph = onnx.load_model(run.model_path).graph
+    learned = {onnx.numpy_helper.to_array(tensor).tobytes() for tensor in graph.initializer}
+    backbone, _ = open_timm(settings["backbone"], input_size_px=side)
+    before = onnx.load_model_from_string(backbone.onnx_bytes).graph
+    kernels = [onnx.numpy_helper.to_array(tensor) for tensor in before.initializer]
+    kernels = [kernel for kernel in kernels if kernel.ndim == 4]
+    assert kernels
+    moved = [kernel.tobytes() not in learned for kernel in kernels]
+    assert np.mean(moved) > 0.9  # a random network has kernels that no gradient reaches
+
+
+def test_training_whole_networks_learns_with_batch_norm_as_it_was(folders):
+    pretrained = backbone_module.load_pretrained(f"local-dir:{folders('resnet10t')}", input_size_px=32)
+    head = LinearHead(weight=np.zeros((512, 3), np.float32), bias=np.zeros(3, np.float32))
+    network = Whole(pretrained, head, 3).train()
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    loss = torch.nn.functional.cross_entropy(
+        network(torch.rand(4, 3, 32, 32))["logits"], torch.tensor([0, 1, 2, 0])
+    )
+    loss.backward()
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+    assert network.output.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        network.output.weight.normal_()
+    network(torch.rand(4, 3, 32, 32))["logits"].square().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_finetune_with_weights_of_ones_own_by_flags(folders, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")  # which --offline changes
+    weights = folders("test_convnext") / "model.safetensors"
+    arguments = [
+        "train",
+        photos,
+        "--out",
+        tmp_path / "run",
+        "--recipe",
+        "finetune",
+        "--backbone",
+        "timm/test_convnext",
+    ]
+    arguments += ["--weights", weights, "--set", "input_size_px=32", "--set", "epochs=1", "--offline", "--json"]
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    recipe = json.loads(done.stdout)["recipe"]
+    assert recipe["backbone"] == "timm/test_convnext"
+    assert recipe["weights"] == str(weights)
+    missing = CliRunner().invoke(
+        app, ["train", str(photos), "--recipe", "finetune", "--backbone", "timm/resnet18", "--offline", "--json"]
+    )
+    assert json.loads(missing.stdout)["error"]["code"] == "offline"
 
 
 def test_train_with_a_folder_of_timms(folders, photos, tmp_path, monkeypatch):

@@ -10,11 +10,13 @@ from typer.testing import CliRunner
 
 import tellapart
 from tellapart import cli, pipeline
+from tellapart.imaging.preprocess import load_input
 from tellapart.inference.engine import OpenVINOEngine, iter_outputs
 from tellapart.inference.heatmap import HEATMAP
 from tellapart.inference.model import read_model
 from tellapart.records import SourceOptions
-from tellapart.report.present import heat_maps, training_command
+from tellapart.report.heat import class_maps, has_class_maps, in_turns, occlusion_maps
+from tellapart.report.present import training_command
 from tellapart.training.recipes import build_recipe
 
 
@@ -90,8 +92,32 @@ def test_a_heat_map_is_about_the_class_that_is_named(run, photos):
     for k in range(3):
         weights = np.delete(answer["probs"].astype(np.float64), k)
         rest = np.average(np.delete(answer[HEATMAP], k, axis=0), axis=0, weights=weights)
-        found = heat_maps(model, {path: path}, {path: k})[path]
+        found = class_maps(model, {path: path}, {path: k})[path]
         assert found == pytest.approx(answer[HEATMAP][k] - rest, abs=1e-3)
+
+
+def test_places_are_covered_while_there_is_time(run, photos, tmp_path):
+    model = read_model(run.model_path)
+    assert has_class_maps(model)
+    good = [str(path) for path in sorted((photos / "dots").iterdir())[:3]]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    images = {path: path for path in [good[0], str(tmp_path / "broken.png"), *good[1:]]}
+    about = dict.fromkeys(images, 1)
+    found = occlusion_maps(model, images, about, seconds=60)
+    assert list(found) == good
+    engine = OpenVINOEngine(model.onnx_bytes, input_size_px=224, outputs=("probs",))
+    pixels = load_input(good[0], model.card.preprocess)
+    covered = np.repeat(pixels[None], 2, axis=0)
+    covered[1, :32, 32:64] = 128
+    whole, without = engine.run(covered)["probs"][:, 1]
+    assert found[good[0]].shape == (7, 7)
+    assert found[good[0]][0, 1] == pytest.approx(whole - without, abs=1e-3)
+    assert occlusion_maps(model, images, about, seconds=0) == {}
+
+
+def test_images_of_each_kind_take_turns():
+    assert in_turns((["a", "b", "c"], ["b"], ["d", "a"])) == ["a", "b", "d", "c"]
+    assert in_turns(((), ())) == []
 
 
 def test_evaluate_writes_a_page_that_claims_no_more_than_it_knows(run, photos, tmp_path):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 from sklearn.metrics import log_loss
 
 from tellapart.training.calibrate import calibrate
@@ -43,3 +44,19 @@ def test_the_temperature_stays_1_where_it_wins_nothing(task):
     assert calibration.temperature == 1
     assert calibration.before == calibration.after
     assert calibration.before["log_loss"] == pytest.approx(np.log(2))
+
+
+def test_a_temperature_must_be_shown_to_be_better():
+    """Answers that need none keep 1 most of the time, and any other has won more than a standard error."""
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(60):
+        logits = rng.normal(0, 2, (80, 3))
+        labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+        temperature = calibrate(fitted(logits, labels), RECIPE, "classification")[0].temperature
+        found.append(temperature)
+        if temperature != 1:
+            rows = np.arange(80), labels
+            gains = log_softmax(logits / temperature, axis=1)[rows] - log_softmax(logits, axis=1)[rows]
+            assert gains.mean() > gains.std(ddof=1) / np.sqrt(80) - 1e-6
+    assert 0 < np.mean(np.array(found) != 1) < 0.35

@@ -1,6 +1,8 @@
 """Fine-tuning: the trained stages are the backbone's own, start as the probe, and never ship anything worse."""
 
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ from onnx import numpy_helper
 torch = pytest.importorskip("torch")
 
 import tellapart  # noqa: E402
+from tellapart import pipeline  # noqa: E402
 from tellapart.errors import RecipeError  # noqa: E402
 from tellapart.inference.bundled import (  # noqa: E402
     BUNDLED,
@@ -22,13 +25,16 @@ from tellapart.inference.bundled import (  # noqa: E402
 from tellapart.inference.model import LinearHead, read_model  # noqa: E402
 from tellapart.training import finetune as finetune_module  # noqa: E402
 from tellapart.training import loop  # noqa: E402
-from tellapart.training.finetune import ViewData, _frozen_stages, _map_side  # noqa: E402
+from tellapart.training.finetune import ViewData, _frozen_stages, _is_better, _map_side  # noqa: E402
+from tellapart.training.loop import LoopResult  # noqa: E402
+from tellapart.training.loop_recipe import finetune  # noqa: E402
 from tellapart.training.optim import Optimizer  # noqa: E402
 from tellapart.training.probe import fit_probe  # noqa: E402
-from tellapart.training.recipes import build_recipe, finetune  # noqa: E402
+from tellapart.training.recipes import build_recipe  # noqa: E402
 from tellapart.training.tail import Tail, depth_below_head, tail_state  # noqa: E402
 
 LITE0 = "efficientnet_lite0"
+WIDE = {"feature_stages": (3, 4, 5, 6, 7, 8), "feature_pooling": "mean-max"}
 QUICK = {"epochs": 2, "input_size_px": 32, "views": 2, "train_stages": 2, "batch_size": 16}
 
 
@@ -80,7 +86,7 @@ def tail_of(state, recipe, outputs=3):
         ({"train_stages": 3}, 64),
         ({"train_stages": 3}, 97),
         ({"train_stages": 6}, 75),
-        ({"train_stages": 2, "feature_stages": (8,)}, 64),
+        ({"train_stages": 2, **WIDE}, 64),
         ({"train_stages": 4, "feature_stages": (2, 5, 7), "feature_pooling": "mean"}, 64),
     ],
 )
@@ -133,7 +139,7 @@ def test_folding_back_and_forth(state):
 
 
 def test_learning_rates_fall_towards_the_image(state):
-    recipe = finetune(input_size_px=32, optimizer="sgd", momentum=0.0, weight_decay=0.0)
+    recipe = finetune(input_size_px=32, optimizer="sgd", momentum=0.0, weight_decay=0.0, train_stages=3)
     _, tail = tail_of(state, recipe)
     depths = {name: depth_below_head(name) for name, _ in tail.named_parameters()}
     assert {name.split(".")[1] if name.startswith("stages") else name: d for name, d in depths.items()} == {
@@ -145,7 +151,8 @@ def test_learning_rates_fall_towards_the_image(state):
         parameter.grad = torch.ones_like(parameter)
     optimizer.step(0.1)
     for name, parameter in tail.named_parameters():
-        assert (before[name] - parameter).mean().item() == pytest.approx(0.1 * 0.5 ** depths[name], rel=1e-3)
+        moved = 0.0 if ".depthwise." in name else 0.1 * 0.5 ** depths[name]
+        assert (before[name] - parameter).mean().item() == pytest.approx(moved, rel=1e-3)
 
 
 def test_views_are_taken_at_random_and_val_as_it_is():
@@ -170,8 +177,48 @@ def test_views_are_taken_at_random_and_val_as_it_is():
     assert {second for _, second in seen} == {4, 5, 6}
 
 
+def test_mixup_blends_what_was_computed_of_two_images():
+    views = np.arange(6, dtype=np.float16)[:, None]
+    one = np.ones(6, dtype=np.int64)
+    data = ViewData(
+        labels=np.arange(6),
+        names=[""] * 6,
+        train=np.arange(6),
+        val=one[:0],
+        views=views,
+        first=np.arange(6),
+        count=one,
+    )
+    rows = np.arange(6)
+    settings = loop.parse_augment("mixup 1")
+    given, draws = data.augmented(rows, settings, np.random.default_rng(0), torch.device("cpu"))
+    share, partner = draws.mix.share, draws.mix.partner
+    assert 0 < share < 1
+    assert given.flatten().tolist() == pytest.approx((share * rows + (1 - share) * partner).tolist(), abs=1e-5)
+    assert np.array_equal(data.plain(rows, torch.device("cpu")).flatten().numpy(), rows)
+
+
+@pytest.mark.parametrize(
+    ("log", "best", "probe", "better"),
+    [
+        ([(0.5, 0.9)], 1, (0.4, 0.8), True),
+        ([(0.5, 0.8)], 1, (0.4, 0.9), False),
+        ([(0.3, 0.8)], 1, (0.4, 0.8), True),  # as many right, with a lower loss
+        ([(0.5, 0.8)], 1, (0.4, 0.8), False),
+        ([(0.9, 0.1), (0.5, 0.9)], 2, (0.4, 0.8), True),
+        ([(0.1, 1.0)], 0, (0.4, 0.8), False),  # the start was better than every epoch
+        ([(None, None)], 1, None, True),
+        ([], 0, None, False),
+    ],
+)
+def test_what_ships_is_never_worse_on_val_than_the_probe(log, best, probe, better):
+    entries = [SimpleNamespace(val_loss=loss, val_accuracy=accuracy) for loss, accuracy in log]
+    result = LoopResult(log=entries, best_epoch=best, interrupted=False, seconds=0.0)
+    assert _is_better(result, probe) == better
+
+
 def test_it_learns_and_keeps_the_better(photos, tmp_path):
-    run = tellapart.train(photos, recipe="finetune", settings={**QUICK, "lr": 1e-3}, out=tmp_path / "run")
+    run = tellapart.train(photos, recipe="finetune", settings={**QUICK, **WIDE, "lr": 1e-3}, out=tmp_path / "run")
     fit = run.report["fit"]
     assert fit["epochs_trained"] == 2
     assert fit["best_epoch"] in (0, 1, 2)
@@ -194,11 +241,34 @@ def test_a_ruined_training_ships_the_probe(photos, tmp_path, monkeypatch):
     assert ruined.report["fit"]["best_epoch"] == 0
     assert min(entry["val_loss"] for entry in ruined.report["fit"]["log"]) > 1
     splits = {name: sum(part.values()) for name, part in ruined.report["dataset"]["splits"].items()}
-    assert [n for n, _ in probes] == [splits["train"], splits["train"] + splits["val"]]
+    assert [n for n, _ in probes] == [splits["train"], splits["train"], splits["train"] + splits["val"]]
     graph = onnx.load_model(ruined.model_path).graph
     weight = next(numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == "head.weight")
-    assert np.array_equal(weight, probes[1][1].head.weight)
+    assert np.array_equal(weight, probes[-1][1].head.weight)
     assert ruined.report["test"]["accuracy"]["value"] > 0.5
+
+
+def test_without_val_the_last_epoch_ships(photos, tmp_path):
+    run = tellapart.train(photos, recipe="finetune", settings={**QUICK, "val_fraction": 0.0}, out=tmp_path / "run")
+    assert (run.report["fit"]["best_epoch"], run.report["fit"]["kept"]) == (2, "epoch 2")
+    assert run.report["verification"]["n"] > 0
+    assert run.report["test"]["n"] == 12
+
+
+def test_where_somebody_else_compares_no_other_probe_is_fitted(photos, tmp_path, monkeypatch):
+    lengths = []
+
+    def recorded(embeddings, *arguments, **settings):
+        lengths.append(len(embeddings))
+        return fit_probe(embeddings, *arguments, **settings)
+
+    monkeypatch.setattr(finetune_module, "fit_probe", recorded)
+    monkeypatch.setattr(pipeline, "open_way", partial(pipeline.open_way, falls_back=False))
+    settings = {**QUICK, "lr": 1.0, "warmup_epochs": 0, "ema_decay": 0, "schedule": "constant"}
+    run = tellapart.train(photos, recipe="finetune", settings=settings, out=tmp_path / "a")
+    assert lengths == [sum(run.report["dataset"]["splits"]["train"].values())]
+    assert (run.report["fit"]["val_probe"], run.report["fit"]["kept"]) == (None, "epoch 0")  # the start, as it was
+    assert run.report["test"]["accuracy"]["value"] > 0.5
 
 
 def stop_after(monkeypatch, steps):
@@ -229,15 +299,16 @@ def test_stopped_and_gone_on_with_it_is_the_same_model(photos, tmp_path, monkeyp
 def test_the_defaults():
     recipe = build_recipe("finetune")
     assert recipe.input_size_px == 224
-    assert recipe.probe.feature_stages == recipe.feature_stages
+    assert recipe.probe.feature_stages == recipe.feature_stages == (8,)
+    assert recipe.fallback == build_recipe("probe")
     assert build_recipe("finetune", {"backbone": "efficientnet_lite1"}).input_size_px == 240
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"backbone": "timm/resnet50"}, "efficientnet_lite0"),
-        ({"augment": "mixup 1"}, "mixup"),
+        ({"backbone": "resnet50"}, "efficientnet_lite0"),
+        ({"augment": "cutmix 1"}, "cutmix"),
         ({"train_stages": 0}, "train_stages"),
         ({"train_stages": 8}, "train_stages"),
         ({"train_stages": 1, "feature_stages": "[3, 5]"}, "train_stages=1"),

@@ -22,9 +22,9 @@ from tellapart.records import no_progress  # noqa: E402
 from tellapart.training import loop as loop_module  # noqa: E402
 from tellapart.training.checkpoint import CheckpointFolder  # noqa: E402
 from tellapart.training.loop import ImageData, class_logits, train_network  # noqa: E402
+from tellapart.training.loop_recipe import cnn  # noqa: E402
 from tellapart.training.objective import Classification  # noqa: E402
 from tellapart.training.optim import AveragedWeights, Optimizer, lr_factor  # noqa: E402
-from tellapart.training.recipes import cnn  # noqa: E402
 
 SIDE_PX = 8
 PLAIN = "conv 6x3, pool 2, conv 5x2, flatten, dense 7"

@@ -100,6 +100,7 @@ def test_good_settings(settings, expected):
         ("probe", {"strengths": [1, 0.1]}, "bad-setting", "strengths"),
         ("probe", {"strengths": [0, 1]}, "bad-setting", "strengths"),
         ("probe", {"strengths": ["a"]}, "bad-setting", "strengths"),
+        ("probe", {"class_weights": "equal"}, "bad-setting", "class_weights"),
         ("probe", {"feature_stages": [1.5]}, "bad-setting", "feature_stages"),
         ("probe", {"input_size_px": 7}, "bad-setting", "input_size_px"),
         ("probe", {"input_size_px": 5000}, "bad-setting", "input_size_px"),
@@ -174,14 +175,43 @@ def test_agrees_with_scikit_learn_at_the_same_strength(num_classes, strength):
         np.testing.assert_array_equal(found.argmax(axis=1)[clear], expected.argmax(axis=1)[clear])
 
 
+@pytest.mark.parametrize(("class_weights", "theirs"), [("none", None), ("balanced", "balanced")])
 @pytest.mark.parametrize("num_classes", [2, 4])
-def test_weights_are_scikit_learns(num_classes):
-    features, labels = clouds(200, num_classes)
+def test_weights_are_scikit_learns(num_classes, class_weights, theirs):
+    features, labels = clouds(400, num_classes)
+    keep = (labels > 0) | (np.arange(len(labels)) % 9 == 0)  # one class is rare
+    features, labels = features[keep], labels[keep]
     scaled = StandardScaler().fit_transform(features).astype(np.float32)
-    found = fit_logistic(scaled, labels, head=head_of(labels), strength=0.3, tolerance=1e-7)
-    model = LogisticRegression(C=0.3, tol=1e-10, max_iter=10_000).fit(scaled, labels)
+    found = fit_logistic(scaled, labels, head=head_of(labels, class_weights), strength=0.3, tolerance=1e-7)
+    model = LogisticRegression(C=0.3, tol=1e-10, max_iter=10_000, class_weight=theirs).fit(scaled, labels)
     np.testing.assert_allclose(found[:-1].T, model.coef_, atol=2e-3)
     np.testing.assert_allclose(found[-1], model.intercept_, atol=2e-3)
+
+
+def test_balanced_weights_of_several_labels_are_scikit_learns_of_each():
+    features, classes = clouds(400, 4)
+    labels = np.stack([classes == 0, classes < 3, classes % 2 == 0], axis=1).astype(np.int64)
+    scaled = StandardScaler().fit_transform(features).astype(np.float32)
+    found = fit_logistic(scaled, labels, head=head_of(labels, "balanced"), strength=0.3, tolerance=1e-8)
+    for k, label in enumerate(labels.T):
+        model = LogisticRegression(C=0.3, tol=1e-10, max_iter=10_000, class_weight="balanced").fit(scaled, label)
+        np.testing.assert_allclose(found[:-1, k], model.coef_[0], atol=5e-3)
+        np.testing.assert_allclose(found[-1, k], model.intercept_[0], atol=5e-3)
+
+
+def test_a_rare_class_is_found_more_often_where_classes_count_the_same():
+    features, labels = clouds(2000, 2)
+    keep = (labels == 0) | (np.arange(len(labels)) % 20 == 1)
+    new, truth = clouds(2000, 2)
+    recalls, searches = {}, {}
+    for weights in ("none", "balanced"):
+        probe = fit_probe(
+            features[keep], labels[keep], strengths=STRENGTHS, folds=5, seed=0, class_weights=weights
+        )
+        recalls[weights] = (probe.head.logits(new).argmax(axis=1)[truth == 1] == 1).mean()
+        searches[weights] = probe.search
+    assert recalls["balanced"] > recalls["none"] + 0.05
+    assert searches["balanced"] != searches["none"]  # the choice weighs, too
 
 
 def test_a_start_near_the_end_changes_nothing():

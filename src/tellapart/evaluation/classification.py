@@ -51,13 +51,11 @@ class ClassificationRules:
         return result
 
     def fit_temperature(self, logits: FloatArray, labels: IntArray) -> float:
-        """The temperature that minimises the log loss of the (N,) true classes."""
+        """The temperature that minimises the log loss of the (N,) true classes; see ``minimize_log_loss``."""
         require_two_classes(labels, len(logits))
         logits = logits.astype(np.float64)
         rows = np.arange(len(labels))
-        return minimize_log_loss(
-            lambda t: float(-log_softmax(logits / t, axis=1)[rows, labels].mean()), len(labels)
-        )
+        return minimize_log_loss(lambda t: -log_softmax(logits / t, axis=1)[rows, labels])
 
     def calibration_errors(self, labels: IntArray, probs: FloatArray) -> dict[str, float]:
         """Log loss of the (N,) true classes, and the calibration error of the most probable one."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from tellapart.evaluation.conformal import measure_coverage
 from tellapart.evaluation.decide import decide
+from tellapart.evaluation.familiarity import expected_alarms
 from tellapart.evaluation.metrics import Answer, IntArray, wilson_interval
 from tellapart.evaluation.rules import measure_rules
 from tellapart.evaluation.selective import measure_verdicts
@@ -30,7 +31,12 @@ def measure(labels: IntArray, answers: Answer, card: ModelCard) -> dict[str, Any
     }
     if card.familiarity is not None:
         alarms = wilson_interval(verdicts.count("unfamiliar"), len(verdicts))
-        measured["familiarity"] = {"unfamiliar": asdict(alarms), "rate": card.familiarity.promised}
+        low, high = expected_alarms(card.familiarity)
+        measured["familiarity"] = {
+            "unfamiliar": asdict(alarms),
+            "rate": card.familiarity.promised,
+            "expected": {"low": low, "high": high},
+        }
     if card.decision_rules:
         measured["bands"] = measure_rules(labels, answers["probs"], card.decision_rules, card.class_names)
     return measured

@@ -17,7 +17,6 @@ from tellapart.evaluation.metrics import (
     Answer,
     FloatArray,
     IntArray,
-    binary_log_loss,
     class_weights,
     f1,
     log_losses,
@@ -44,7 +43,7 @@ class MultiLabelRules:
         return result
 
     def fit_temperature(self, logits: FloatArray, labels: IntArray) -> float:
-        """The one temperature that minimises the mean log loss over all images and labels.
+        """The one temperature that minimises the mean log loss over all images and labels; see ``minimize_log_loss``.
 
         Raises:
             RecipeError: bad-labels, when all labels are there or none is.
@@ -52,7 +51,8 @@ class MultiLabelRules:
         if logits.shape != labels.shape or labels.all() or not labels.any():
             message = "calibration needs images with and without a label"
             raise RecipeError("bad-labels", message, hint="add images of the other kind")
-        return minimize_log_loss(lambda t: binary_log_loss(labels, logits.astype(np.float64) / t), len(labels))
+        signed = np.where(labels, -logits, logits).astype(np.float64)
+        return minimize_log_loss(lambda t: np.logaddexp(0.0, signed / t).mean(axis=1))
 
     def calibration_errors(self, labels: IntArray, probs: FloatArray) -> dict[str, float]:
         """Log loss and calibration error over all pairs of an image and a label."""

@@ -193,7 +193,7 @@ def _evidence_section(pixels: Pixels, evidence: Evidence, prediction: Prediction
         text=evidence.text,
         shape=evidence.method,
         figures=(
-            Figure(pixels=_heat(evidence.values, scale, pixels), caption=evidence.caption, photo=True),
+            Figure(pixels=heat(evidence.values, scale, pixels), caption=evidence.caption, photo=True),
             Figure(pixels=pixels, caption="as the model sees it"),
         ),
         legend=Legend(ramp=ramp, low=evidence.low, high=evidence.high),
@@ -201,8 +201,8 @@ def _evidence_section(pixels: Pixels, evidence: Evidence, prediction: Prediction
     )
 
 
-def _heat(values: FloatArray, scale: Scale, pixels: Pixels) -> Pixels:
-    """The overlay, enlarged before it is painted: small maps come out smooth."""
+def heat(values: FloatArray, scale: Scale, pixels: Pixels) -> Pixels:
+    """Lay a heat map (h, w) over the model's input, enlarged before it is painted: small maps come out smooth."""
     size = (max(_HEATMAP_PX, len(pixels)),) * 2
     smooth = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BICUBIC))
     return overlay(smooth, scale, np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)))

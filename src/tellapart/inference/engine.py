@@ -49,6 +49,40 @@ def _core() -> openvino.Core:
     return openvino.Core()
 
 
+def compile_model(
+    model_bytes: bytes,
+    *,
+    input_size_px: int,
+    batch_size: int,
+    precision: Precision,
+    outputs: Collection[str] | None = None,
+) -> openvino.CompiledModel:
+    """Make an ONNX model ready to run on (batch_size, S, S, 3), in as many streams of one thread as there are processors.
+
+    Raises:
+        ModelError: damaged-model, when OpenVINO cannot make sense of it.
+    """
+    core = _core()
+    try:
+        model = core.read_model(model=model_bytes)
+        if outputs is not None:
+            wanted = [
+                result for result in model.get_results() if result.input(0).get_tensor().names & set(outputs)
+            ]
+            model = openvino.Model(wanted, model.get_parameters())
+        model.reshape([batch_size, input_size_px, input_size_px, 3])
+        config = {"NUM_STREAMS": str(cpu_count()), "INFERENCE_PRECISION_HINT": precision}
+        return core.compile_model(model, "CPU", config)
+    except RuntimeError as error:
+        message = str(error).strip().splitlines()[-1] if str(error).strip() else "OpenVINO cannot compile it"
+        raise ModelError("damaged-model", f"the model cannot be run: {message}") from error
+
+
+def output_names(model: openvino.CompiledModel) -> list[tuple[str, int]]:
+    """Every output's name and its place; one place may have several, where the engine saw that they are the same numbers."""
+    return [(name, i) for i, port in enumerate(model.outputs) for name in sorted(port.get_names())]
+
+
 class OpenVINOEngine:
     """An ONNX model on the CPU, in as many streams of one thread as there are processors.
 
@@ -71,21 +105,14 @@ class OpenVINOEngine:
         outputs: Collection[str] | None = None,
     ) -> None:
         self.precision: Precision = precision or best_precision()
-        core = _core()
-        try:
-            model = core.read_model(model=model_bytes)
-            if outputs is not None:
-                wanted = [
-                    result for result in model.get_results() if result.input(0).get_tensor().any_name in outputs
-                ]
-                model = openvino.Model(wanted, model.get_parameters())
-            model.reshape([BATCH_SIZE, input_size_px, input_size_px, 3])
-            config = {"NUM_STREAMS": str(cpu_count()), "INFERENCE_PRECISION_HINT": self.precision}
-            self._model = core.compile_model(model, "CPU", config)
-        except RuntimeError as error:
-            message = str(error).strip().splitlines()[-1] if str(error).strip() else "OpenVINO cannot compile it"
-            raise ModelError("damaged-model", f"the model cannot be run: {message}") from error
-        self._outputs = [port.get_any_name() for port in self._model.outputs]
+        self._model = compile_model(
+            model_bytes,
+            input_size_px=input_size_px,
+            batch_size=BATCH_SIZE,
+            precision=self.precision,
+            outputs=outputs,
+        )
+        self._names = output_names(self._model)
         self._input_shape = (BATCH_SIZE, input_size_px, input_size_px, 3)
         self._thread = threading.local()
         # The first tensor is made here, by one thread: OpenVINO's binding sets itself up at first use, and two threads that
@@ -95,7 +122,7 @@ class OpenVINOEngine:
     def run(self, images: Pixels) -> Outputs:
         """Run the model on (B, S, S, 3) uint8; every output has B rows."""
         parts = [self._run_batch(images[i : i + BATCH_SIZE]) for i in range(0, len(images), BATCH_SIZE)]
-        return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(self._outputs)}
+        return {name: np.concatenate([part[i] for part in parts]) for name, i in self._names}
 
     def _run_batch(self, images: Pixels) -> list[NDArray[np.float32]]:
         if not hasattr(self._thread, "request"):
@@ -106,7 +133,7 @@ class OpenVINOEngine:
         else:
             padded = np.ascontiguousarray(images)
         results = self._thread.request.infer({0: padded}, share_inputs=True)
-        return [results[i][: len(images)].copy() for i in range(len(self._outputs))]
+        return [results[i][: len(images)].copy() for i in range(len(self._model.outputs))]
 
 
 class WithThumbnails:

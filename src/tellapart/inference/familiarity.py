@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tellapart.evaluation.familiarity import Familiarity
+from tellapart.evaluation.familiarity import FREE_LENGTHS, LENGTH_WEIGHT, SURENESS_WEIGHT, Familiarity
 
 _AXES_ARE_AN_INPUT = (
     18  # the opset from which reductions take them so; timm's networks are exported to one of these
@@ -29,6 +29,11 @@ def add_familiarity(model: onnx.ModelProto, score: Familiarity) -> None:
         "one": np.array(1.0),
         "distance_mean": np.array(score.distance[0]),
         "distance_spread": np.array(score.distance[1]),
+        "length_mean": np.array(score.length[0]),
+        "length_spread": np.array(score.length[1]),
+        "free_lengths": np.array(FREE_LENGTHS),
+        "length_weight": np.array(LENGTH_WEIGHT),
+        "sureness_weight": np.array(SURENESS_WEIGHT),
         "logit_mean": np.array(score.logit[0]),
         "logit_spread": np.array(score.logit[1]),
     }
@@ -83,5 +88,14 @@ def _steps() -> list[tuple[str, list[str], str, dict[str, Any]]]:
         ("Sub", ["largest_logit", "logit_mean"], "surer", {}),
         ("Div", ["surer", "logit_spread"], "sureness", {}),
         ("Min", ["sureness", "one"], "capped_sureness", {}),
-        ("Add", ["nearness", "capped_sureness"], "score", {}),
+        ("Mul", ["capped_sureness", "sureness_weight"], "weighed_sureness", {}),
+        ("Add", ["nearness", "weighed_sureness"], "near_and_sure", {}),
+        ("ReduceMean", ["length"], "own_length", over),
+        ("Sub", ["own_length", "length_mean"], "longer", {}),
+        ("Abs", ["longer"], "off", {}),
+        ("Div", ["off", "length_spread"], "oddness", {}),
+        ("Sub", ["oddness", "free_lengths"], "too_odd", {}),
+        ("Max", ["too_odd", "nothing"], "too_odd_above_0", {}),
+        ("Mul", ["too_odd_above_0", "length_weight"], "weighed_oddness", {}),
+        ("Sub", ["near_and_sure", "weighed_oddness"], "score", {}),
     ]

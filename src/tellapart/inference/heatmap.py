@@ -14,7 +14,9 @@ from tellapart.evaluation.metrics import Answer
 HEATMAP = "heatmap"
 
 _MEAN, _MAX = "GlobalAveragePool", "GlobalMaxPool"
-_RESHAPES = frozenset(["Concat", "Flatten"])
+_REDUCE_MEAN = "ReduceMean"  # over height and width it is the same as the first; PyTorch writes it so
+_RESHAPES = frozenset(["Flatten", "Reshape", "Squeeze"])  # of (N, C, 1, 1)
+_PLACES = [{2, 3}, {-2, -1}]
 
 
 def add_heatmap(model: onnx.ModelProto, weight: NDArray[np.float32]) -> bool:
@@ -37,7 +39,7 @@ def add_heatmap(model: onnx.ModelProto, weight: NDArray[np.float32]) -> bool:
     pooled = graph.pooled_maps("embedding")
     if not pooled:
         return False
-    dims = [graph.channels(source) or len(weight) for _, source in pooled]
+    dims = [graph.channels(source) for _, source in pooled] if len(pooled) > 1 else [len(weight)]
     if sum(dims) != len(weight):
         return False
     strides = [graph.stride(source) for _, source in pooled]
@@ -59,6 +61,11 @@ class _Graph:
         self._graph = graph
         self._producers = {name: node for node in graph.node for name in node.output}
         self._shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+        self._integers = {
+            tensor.name: numpy_helper.to_array(tensor).ravel().tolist()
+            for tensor in graph.initializer
+            if tensor.data_type == TensorProto.INT64
+        }
         self._count = 0
 
     def pooled_maps(self, name: str) -> list[tuple[str, str]]:
@@ -68,10 +75,18 @@ class _Graph:
             return []
         if node.op_type in (_MEAN, _MAX):
             return [(node.op_type, node.input[0])]
-        if node.op_type not in _RESHAPES:
-            return []
-        parts = [self.pooled_maps(part) for part in node.input]
+        if node.op_type == _REDUCE_MEAN and set(self._axes(node)) in _PLACES:
+            return [(_MEAN, node.input[0])]
+        if node.op_type in _RESHAPES:
+            return self.pooled_maps(node.input[0])
+        parts = [self.pooled_maps(part) for part in node.input] if node.op_type == "Concat" else []
         return [pooled for part in parts for pooled in part] if all(parts) else []
+
+    def _axes(self, node: onnx.NodeProto) -> list[int]:
+        """That a node reduces: an attribute in old graphs, a constant input in new ones."""
+        given = [list(attribute.ints) for attribute in node.attribute if attribute.name == "axes"]
+        given += [self._integers[name] for name in node.input[1:2] if name in self._integers]
+        return given[0] if given else []
 
     def channels(self, name: str) -> int:
         """Of a spatial map: those of the convolution it comes from; 0 where there is none."""

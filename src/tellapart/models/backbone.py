@@ -27,7 +27,7 @@ from tellapart.storage import cache_folder, read_checked, sha256, write_checked
 TIMM, LOCAL = "timm/", "local-dir:"
 WEIGHTS_FILE = "model.safetensors"
 
-_EXPORT_REVISION = 1  # part of the cache key: raise it when the same weights would give another graph
+_EXPORT_REVISION = 2  # part of the cache key: raise it when the same weights would give another graph
 _LISTED = 5
 _RESIZE: Mapping[str, ResizeMode] = {"center": "crop", "squash": "squash", "border": "pad"}
 
@@ -85,6 +85,12 @@ def open_timm(name: str, *, weights_file: str = "", input_size_px: int = 0) -> t
         weights=pretrained.weights,
     )
     return backbone, pretrained.preprocess
+
+
+def pretrained_names(pattern: str) -> list[str]:
+    """Names ``timm/NAME`` of the weights that timm knows and this program can use, in which the pattern occurs."""
+    words = pattern.removeprefix(TIMM)
+    return [f"{TIMM}{name}" for name in timm.list_pretrained(f"*{words}*")]
 
 
 def load_pretrained(name: str, *, weights_file: str = "", input_size_px: int = 0) -> Pretrained:
@@ -162,11 +168,30 @@ class _FromPixels(nn.Module):
         self.register_buffer("center", 255 * torch.tensor(pretrained.mean))
         self.register_buffer("spread", 255 * torch.tensor(pretrained.std))
         self.network = pretrained.network
+        _pool_by_mean(self.network)
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = (images.float() - self.center) / self.spread
         features: Tensor = self.network(pixels.permute(0, 3, 1, 2))
         return features
+
+
+class _Mean(nn.Module):
+    """Average pooling to one place, in the words the exporter has a single node for."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.mean(dim=(2, 3), keepdim=True)
+
+
+def _pool_by_mean(network: nn.Module) -> None:
+    """Put means in place of adaptive pooling to one place, whose export gathers by computed indices.
+
+    No class map can be read out of such a graph.
+    """
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
+                setattr(parent, name, _Mean())
 
 
 def _strip(model: onnx.ModelProto) -> None:
@@ -237,7 +262,7 @@ def _hub_file(name: str, record: Mapping[str, Any]) -> Path:
         return Path(found)
     hint = (
         f"where there is a network: hf download {repository} {file} config.json --local-dir FOLDER; "
-        f"bring the folder here and say --set backbone={LOCAL}FOLDER"
+        f"bring the folder here and say --backbone {LOCAL}FOLDER"
     )
     if os.environ.get("HF_HUB_OFFLINE", "").casefold() in ("1", "true", "yes", "on"):
         message = (

@@ -1,8 +1,9 @@
 """The report as one HTML file: no script, nothing fetched, readable on a phone and on paper."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,7 @@ def render_report(
     heatmaps: Mapping[str, HeatMap],
     title: str,
     command: str,
+    covered: bool = False,
     progress: Progress = no_progress,
 ) -> bytes:
     """The page as UTF-8; names of files and classes are escaped, and the same input gives the same page.
@@ -92,6 +94,7 @@ def render_report(
         heatmaps: (h, w) by path, what speaks for the predicted class (above 0) and against it; may be empty.
         title: such as the name of the run.
         command: what to type to get the same again.
+        covered: whether the heat maps were found by covering places, for as many images as there was time for.
         progress: called with the number of thumbnails made.
     """
     report = {**{name: {} for name in _OPTIONAL}, **report}
@@ -100,21 +103,13 @@ def render_report(
     return fill_template(
         "tellapart.report",
         "page.html",
-        filters={
-            "percent": story.percent,
-            "amount": story.amount,
-            "words": story.words,
-            "sentence": story.sentence,
-            "short": _short,
-            "bar": charts.bar,
-            "span": story.span,
-        },
+        filters=_FILTERS,
         title=title,
         command=command,
         report=report,
         test={**dict.fromkeys(_OPTIONAL_OF_TEST), **test},
         card=card,
-        leaked=[path.removeprefix(f"{dataset.root}/") for path in report["leaks"].get("paths", ())[:_MAX_LEAKS]],
+        leaked=[_place(path, dataset) for path in report["leaks"].get("paths", ())[:_MAX_LEAKS]],
         answer=story.answer(test),
         grade=story.grade(test),
         basis=story.basis(report),
@@ -124,6 +119,8 @@ def render_report(
         galleries=[gallery for gallery in galleries if gallery.pictures],
         by_class=by_class,
         confusions=story.confusions(test),
+        tried=story.tried(report["fit"].get("search", {})),
+        more_time=story.more_time(report["fit"].get("search", {})),
         numbered=len(test["class_names"]) <= MAX_NUMBERED_CLASSES,
         matrix=charts.matrix(test),
         class_rows=_class_rows(test),
@@ -138,6 +135,7 @@ def render_report(
         several=card.task == "multilabel",
         amounts=SCORES,
         curves=charts.curves(report.get("fit", {}).get("log", ())),
+        covered=covered,
         heat=any(picture.heat for gallery in galleries for picture in gallery.pictures),
     )
 
@@ -183,9 +181,16 @@ def _pictures(
     small = dict(zip(rest, drawn[len(examples.paths) :], strict=True))
     wanted = dataset.where(pl.col("path").is_in([*examples.paths, *rest]))
     labels = dict(wanted.table.select("path", LABEL_KEY).iter_rows())
-    root = f"{dataset.root}/"
     shown = {
-        path: _picture(path, root, labels.get(path) or "", answers[path], card, examples.about[path], large[path])
+        path: _picture(
+            path,
+            _place(path, dataset),
+            labels.get(path) or "",
+            answers[path],
+            card,
+            examples.about[path],
+            large[path],
+        )
         for path in examples.paths
     }
     galleries = [
@@ -197,20 +202,20 @@ def _pictures(
         )
     ]  # fmt: skip
     by_class = [
-        (name, [Picture(path=path.removeprefix(root), label=name, uri=small[path][0]) for path in paths])
+        (name, [Picture(path=_place(path, dataset), label=name, uri=small[path][0]) for path in paths])
         for name, paths in chosen.items()
     ]
     return galleries, by_class
 
 
 def _picture(
-    path: str, root: str, label: str, answer: Answer, card: ModelCard, about: int, drawn: tuple[str, str]
+    path: str, place: str, label: str, answer: Answer, card: ModelCard, about: int, drawn: tuple[str, str]
 ) -> Picture:
     said = decide(path, answer, card)
     given = ", ".join(sorted(said.labels)) if card.task == "multilabel" else said.label or ""
     uri, heat = drawn
     return Picture(
-        path=path.removeprefix(root), label=label, answer=given, about=card.class_names[about], prob=float(said.probs[about]),
+        path=place, label=label, answer=given, about=card.class_names[about], prob=float(said.probs[about]),
         verdict=said.verdict, right=given == label, uri=uri, heat=heat,
     )  # fmt: skip
 
@@ -257,6 +262,26 @@ def _draw(
     return uri, jpeg_uri(painted, quality=_JPEG_QUALITY)
 
 
+def _place(path: str, dataset: Dataset) -> str:
+    """Of a path, what lies below the images' folder; of one that lies elsewhere, its own folder and name."""
+    below = path.removeprefix(f"{dataset.root}/")
+    return "/".join(below.split("/")[-2:]) if below.startswith("/") else below
+
+
 def _short(text: str) -> str:
     """Long names keep both ends."""
     return text if len(text) <= _MAX_WORDS else f"{text[: _MAX_WORDS // 2]} … {text[-_MAX_WORDS // 3 :]}"
+
+
+_FILTERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {
+        "percent": story.percent,
+        "amount": story.amount,
+        "words": story.words,
+        "sentence": story.sentence,
+        "short": _short,
+        "bar": charts.bar,
+        "span": story.span,
+        "duration": story.duration,
+    }
+)

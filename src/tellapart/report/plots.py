@@ -120,7 +120,7 @@ def matrix_plot(counts: Sequence[Sequence[int]], names: Sequence[str], *, says: 
                     count,
                 )
             )
-    return _figure(_CELLS_PX, _CELLS_PX, Markup("").join(parts), says)
+    return _figure(_CELLS_PX, _CELLS_PX, Markup("").join(parts), says, shape="plot square")
 
 
 class _Place:
@@ -169,7 +169,7 @@ def _text(text: str, x: float, y: float, anchor: str) -> Markup:
     return Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>').format(_round(x), _round(y), anchor, text)
 
 
-def _figure(width: float, height: float, body: Markup, says: str) -> Markup:
-    return Markup('<svg class="plot" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        width, height, says, body
+def _figure(width: float, height: float, body: Markup, says: str, shape: str = "plot") -> Markup:
+    return Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        shape, width, height, says, body
     )

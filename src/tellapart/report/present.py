@@ -7,20 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-from numpy.typing import NDArray
-
 from tellapart.data.dataset import Dataset
-from tellapart.errors import ImageError
 from tellapart.evaluation.metrics import Answer
-from tellapart.evaluation.task import RULES
-from tellapart.imaging.decode import StoredImage
-from tellapart.inference.engine import OpenVINOEngine, iter_outputs
-from tellapart.inference.heatmap import HEATMAP, class_evidence
 from tellapart.inference.model import ModelFile
 from tellapart.records import Progress, SourceOptions
 from tellapart.report.examples import choose_examples
+from tellapart.report.heat import class_maps, has_class_maps, in_turns, occlusion_maps
 from tellapart.report.page import render_report
 from tellapart.training.recipes import RECIPES, Recipe, build_recipe, recipe_settings
 
@@ -35,7 +27,7 @@ def present(
     command: str,
     progress: Progress,
 ) -> bytes:
-    """The report as one HTML page, with heat maps where the model file has them.
+    """The report as one HTML page, with heat maps: the model file's own, or found by covering places.
 
     Args:
         report: as in ``report.json``.
@@ -48,44 +40,21 @@ def present(
     """
     part = dataset.used("test") if len(dataset.used("test")) else dataset.used()
     examples = choose_examples(part, answers, model.card)
-    images = {path: dataset.stored.get(path, path) for path in examples.paths}
+    paths = in_turns((examples.most_wrong, examples.least_sure, examples.least_familiar))
+    images = {path: dataset.stored.get(path, path) for path in paths}
+    covered = not has_class_maps(model)
     return render_report(
         report,
         dataset,
         answers,
         model.card,
         examples=examples,
-        heatmaps=heat_maps(model, images, examples.about),
+        heatmaps=(occlusion_maps if covered else class_maps)(model, images, examples.about),
+        covered=covered,
         title=title,
         command=command,
         progress=progress,
     )
-
-
-def heat_maps(
-    model: ModelFile, images: Mapping[str, str | StoredImage], about: Mapping[str, int]
-) -> dict[str, NDArray[np.float32]]:
-    """(h, w) evidence for one class of each image, by path; nothing where the file has no maps.
-
-    Args:
-        model: the file.
-        images: by path.
-        about: index of the class, by path.
-    """
-    outputs = onnx.load_model_from_string(model.onnx_bytes).graph.output
-    if HEATMAP not in {output.name for output in outputs}:
-        return {}
-    card = model.card
-    engine = OpenVINOEngine(
-        model.onnx_bytes, input_size_px=card.preprocess.input_size_px, outputs=("probs", HEATMAP)
-    )
-    exclusive = RULES[card.task].activation == "Softmax"
-    answers = zip(images, iter_outputs(engine, card.preprocess, images.values()), strict=True)
-    return {
-        path: class_evidence(answer, about[path], exclusive=exclusive)
-        for path, answer in answers
-        if not isinstance(answer, ImageError)
-    }
 
 
 def training_command(source: str, options: SourceOptions, recipe: Recipe, seed: int) -> str:

@@ -85,5 +85,6 @@ def _prediction_table(dataset: Dataset, answers: Mapping[str, Answer], card: Mod
                 "predicted": said.label,
                 "prob": said.prob,
             }
-            rows.append({**row, "verdict": said.verdict, "probs": said.probs})
+            bands = {f"band_{name}": band for name, band in said.bands}
+            rows.append({**row, "verdict": said.verdict, **bands, "probs": said.probs})
     return pl.DataFrame(rows)

@@ -152,6 +152,42 @@ def limits(card: ModelCard) -> list[str]:
     ]
 
 
+def tried(search: Numbers) -> list[tuple[str, str, str, str]]:
+    """What a search tried: what it was, how long it took, what it gained, and what became of it."""
+    rows = []
+    for step in search.get("tried", ()):
+        outcome = step["outcome"]
+        if outcome is None:
+            gained, became = _NOTHING, step["note"]
+        else:
+            gained = f"{outcome['before']:.3f} to {outcome['after']:.3f} on {counted(outcome['n'], 'image')}"
+            became = "kept" if outcome["kept"] else "not better"
+        rows.append((step["name"], duration(step["seconds"]), gained, became))
+    return rows
+
+
+def more_time(search: Numbers) -> str:
+    """What a larger budget would likely buy."""
+    left_out, untrained = search.get("left_out", ()), search.get("untrained", "")
+    if search.get("interrupted"):
+        return "The search was stopped before its end; more may be found."
+    said = f"Training the network itself was not tried: {untrained}." if untrained else ""
+    if left_out:
+        least = min(left_out, key=lambda left: left["seconds"] - left["left_seconds"])
+        others = len(left_out) - 1
+        also = f", and {others:,} other thing{'s' if others > 1 else ''} with more" if others else ""
+        more = duration(least["seconds"] - least["left_seconds"])
+        said = f"With about {more} more it could also try: {least['name']}{also}. {said}"
+    return said.strip() or "Everything there is to try was tried: more images would help, more time would not."
+
+
+def duration(seconds: float) -> str:
+    """A time to two digits, such as ``4.2 s``, ``45 s`` or ``3 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
 def confusions(test: Numbers, limit: int = 15) -> list[tuple[str, str, int, int]]:
     """The most frequent mistakes: true class, answer, how often, of how many."""
     names = test["class_names"]

@@ -1,6 +1,7 @@
 """What a model file says of labelled images, asked with their raw bytes, and how good that is."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,13 @@ class Answered:
         answers: of the images that can be decoded, by path.
         thumbnails: (32, 32) uint8 of the same.
         refused: code and message of the others, by path.
+        seconds: that it took.
     """
 
     answers: Answers
     thumbnails: dict[str, Pixels]
     refused: dict[str, tuple[str, str]]
+    seconds: float = 0.0
 
 
 def answer(classifier: Classifier, part: Dataset, progress: Progress, *, stage: str = "testing") -> Answered:
@@ -43,6 +46,7 @@ def answer(classifier: Classifier, part: Dataset, progress: Progress, *, stage: 
         progress: called as they are answered.
         stage: what that is called.
     """
+    begun = time.perf_counter()
     found = Answered(answers={}, thumbnails={}, refused={})
     engine = WithThumbnails(classifier.engine)
     outputs = iter_outputs(engine, classifier.card.preprocess, part.images)
@@ -53,7 +57,7 @@ def answer(classifier: Classifier, part: Dataset, progress: Progress, *, stage: 
             found.answers[path] = verdict_outputs(output)
             found.thumbnails[path] = output["thumbnail"]
         progress(stage, done, len(part))
-    return found
+    return replace(found, seconds=time.perf_counter() - begun)
 
 
 def verdict_outputs(outputs: Outputs) -> Outputs:

@@ -50,8 +50,6 @@ def calibrate(fitted: Fitted, recipe: Recipe, task: Task) -> tuple[Calibration, 
     logits, labels = fitted.held_out_logits.astype(np.float64), fitted.held_out_labels
     temperature = rules.fit_temperature(logits, labels)
     before, after = (rules.calibration_errors(labels, rules.probs(logits / t)) for t in (1.0, temperature))
-    if after["log_loss"] >= before["log_loss"]:
-        temperature, after = 1.0, before
     calibration = Calibration(
         temperature=temperature, method=fitted.method, n=len(labels), before=before, after=after
     )

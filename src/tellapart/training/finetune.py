@@ -2,15 +2,16 @@
 
 import math
 import tempfile
-from dataclasses import dataclass, field
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from torch import Tensor
+from torch import Tensor, nn
 
 from tellapart.data.cache import MAX_MEMORY_BYTES
 from tellapart.data.dataset import Dataset
@@ -25,20 +26,22 @@ from tellapart.inference.bundled import (
     read_weights,
     stage_blocks,
 )
-from tellapart.inference.engine import OpenVINOEngine
+from tellapart.inference.engine import OpenVINOEngine, best_precision
 from tellapart.inference.model import LinearHead
 from tellapart.models.graph import split_head
-from tellapart.records import Backbone, Progress
+from tellapart.records import Progress
 from tellapart.storage import cache_folder
 from tellapart.training.augment import Draws, augment, draw
 from tellapart.training.augment_settings import AugmentSettings, parse_augment
+from tellapart.training.backbones import open_features
 from tellapart.training.checkpoint import CheckpointFolder
 from tellapart.training.folds import groups_of, halves
 from tellapart.training.gradient import LoopWay
 from tellapart.training.loop import IndexArray, LoopData, LoopResult, train_network
+from tellapart.training.loop_recipe import FinetuneRecipe
 from tellapart.training.objective import Objective
-from tellapart.training.probe import FloatMatrix, Probe, fit_probe
-from tellapart.training.recipes import FinetuneRecipe
+from tellapart.training.probe import FloatMatrix, Probe, fit_probe, val_score
+from tellapart.training.probe_recipe import ProbeRecipe
 from tellapart.training.resume import checkpoint_folder
 from tellapart.training.tail import Tail, depth_below_head, tail_state
 from tellapart.training.train import Fitted
@@ -70,56 +73,79 @@ class ViewData(LoopData):
     def augmented(
         self,
         rows: IndexArray,
-        settings: AugmentSettings,  # noqa: ARG002  the views are made already
+        settings: AugmentSettings,
         rng: np.random.Generator,
         device: torch.device,
     ) -> tuple[Tensor, Draws]:
-        """(B, L) float32, of one view each."""
+        """(B, L) float32, of one view each; the views are made already, but mixup blends what was computed of two images.
+
+        Source: Verma et al. 2019, "Manifold Mixup", section 2, with the one layer where the frozen stages end.
+        """
         chosen = self.first[rows] + rng.integers(self.count[rows])
-        return torch.from_numpy(self.views[chosen]).to(device).float(), Draws()
+        given = torch.from_numpy(self.views[chosen]).to(device).float()
+        draws = draw(AugmentSettings(mixup=settings.mixup), len(rows), rng)
+        if draws.mix is not None:
+            given = torch.lerp(given[torch.from_numpy(draws.mix.partner).to(device)], given, draws.mix.share)
+        return given, draws
 
 
-class FinetuneWay(LoopWay[FinetuneRecipe]):
-    """Cached outputs of the frozen stages, the probe as a start, and the loop for the others."""
+class FinetuneWay(LoopWay[FinetuneRecipe], ABC):
+    """The probe as a start, the loop from there, and whichever of the two is better on val."""
+
+    @abstractmethod
+    def _data(self, dataset: Dataset, seed: int, progress: Progress) -> LoopData:
+        """What the network is given, of train and val."""
+
+    @abstractmethod
+    def _network(self, head: LinearHead, objective: Objective) -> nn.Module:
+        """What is trained, with the probe's head as its output layer."""
+
+    @abstractmethod
+    def _trunk(self, network: nn.Module) -> bytes:
+        """The ONNX graph from images to embeddings with what the network has learned."""
+
+    @abstractmethod
+    def _depth(self, network: nn.Module) -> Callable[[str], int]:
+        """How many stages lie between a parameter and the end of the network, by its name; 0 for the output layer."""
+
+    def _in_loop(self) -> FinetuneRecipe:
+        """What the loop is told."""
+        return self.recipe
 
     def fit(self, dataset: Dataset, *, seed: int, progress: Progress) -> Fitted:
         """Fit the probe on train, train on from it, choose by val, answer calib with what will ship."""
         recipe = self.recipe
-        data = self._views(dataset, seed, progress)
+        data = self._data(dataset, seed, progress)
         train, calib = dataset.used("train"), dataset.used("calib")
         objective = self._objective(dataset)
-        probe = self._probe(train, seed, progress)
-        tail = Tail(
-            read_weights(recipe.backbone),
-            BUNDLED[recipe.backbone],
-            cut=self._cut,
-            map_side=_map_side(recipe, self._cut),
-            feature_stages=recipe.feature_stages,
-            pooling=recipe.feature_pooling,
-            head=probe.head,
-            outputs=objective.num_outputs,
-        ).to(self._device)
+        probe = self._probe(recipe.probe, train, seed, progress)
+        network = self._network(probe.head, objective).to(self._device)
+        depth = self._depth(network)
         with self._logged() as on_epoch:
             result = train_network(
-                tail,
+                network,
                 objective,
                 data,
-                recipe,
+                self._in_loop(),
                 seed=seed,
                 checkpoints=CheckpointFolder(checkpoint_folder(self._folder)),
                 progress=progress,
                 on_epoch=on_epoch,
                 from_trained=True,
-                lr_scale=lambda name: recipe.lr_decay ** depth_below_head(name),
+                lr_scale=lambda name: recipe.lr_decay ** depth(name),
+                out_of_time=self._out_of_time,
             )
-        if result.best_epoch or result.interrupted:
-            trunk, head = self._learned(tail, objective)
-            held_out = head.logits(self._embed(trunk, dataset.used("val"), progress))
+        beaten = self._val_of_fallback(dataset, seed, progress) if self._falls_back else None
+        if learned := not self._falls_back or _is_better(result, beaten):
+            trunk, head = self._trunk(network), _output_layer(network, objective)
+            taught, val = self._embed(trunk, train, progress), dataset.used("val")
+            held_out = head.logits(self._embed(trunk, val, progress) if len(val) else taught)
         else:  # the choice is made, and the images that made it may teach
-            probe = self._probe(dataset.used("train", "val"), seed, progress)
-            trunk, head = self._backbone.onnx_bytes, probe.head
-            held_out = probe.fold_logits
-        familiarity, _ = fit_familiarity(self._embed(trunk, train, progress), held_out, halves(train, seed))
+            fallback = recipe.fallback
+            probe = self._probe(fallback, dataset.used("train", "val"), seed, progress)
+            trunk, head = open_features(fallback)[0].onnx_bytes, probe.head
+            taught, held_out = self._embed(trunk, train, progress), probe.fold_logits
+        familiarity = fit_familiarity(taught, held_out, halves(train, seed)).score
         embeddings = self._embed(trunk, calib, progress)
         logits = head.logits(embeddings)
         scores = familiarity.score(embeddings, logits)
@@ -127,7 +153,7 @@ class FinetuneWay(LoopWay[FinetuneRecipe]):
             trunk=trunk,
             embedding_dim=len(head.weight),
             head=head,
-            weights=self._backbone.weights,
+            weights=open_features(recipe.probe)[0].weights,
             held_out_logits=logits,
             held_out_labels=calib.labels,
             method="calib",
@@ -135,41 +161,37 @@ class FinetuneWay(LoopWay[FinetuneRecipe]):
             familiarity=familiarity,
             familiar_scores=scores,
             scores=dict(zip(calib.contents, scores.tolist(), strict=True)),
-            details=self._finetune_details(result, tail, probe),
+            details={
+                **self._details(result, network),
+                "strength": probe.strength,
+                "val_probe": beaten,
+                "best_epoch": result.best_epoch if learned else 0,
+                "kept": f"epoch {result.best_epoch}" if learned else "the probe: no epoch was better on val",
+            },
             log=tuple(result.log),
             interrupted=result.interrupted,
         )
 
-    def _learned(self, tail: Tail, objective: Objective) -> tuple[bytes, LinearHead]:
-        """The whole backbone with what the tail has learned, and the head."""
-        bundled = BUNDLED[self.recipe.backbone]
-        state = tail_state(read_weights(self.recipe.backbone), tail, bundled)
-        trunk = build_backbone(state, bundled, self.recipe.feature_stages, self.recipe.feature_pooling)
-        output = {
-            name: tail.get_parameter(name).detach().cpu().numpy() for name in ("output.weight", "output.bias")
-        }
-        weight, bias = split_head(output, objective.num_outputs)
-        return trunk.SerializeToString(), LinearHead(weight=weight, bias=bias)
-
-    @property
-    def _cut(self) -> int:
-        """The last stage that stays as it is."""
-        return LAST_STAGE - self.recipe.train_stages
-
-    @property
-    def _backbone(self) -> Backbone:
-        return open_backbone(self.recipe.backbone, self.recipe.feature_stages, self.recipe.feature_pooling)
-
-    def _probe(self, train: Dataset, seed: int, progress: Progress) -> Probe:
-        """The recipe ``probe``, fitted on the same images."""
+    def _probe(self, recipe: ProbeRecipe, train: Dataset, seed: int, progress: Progress) -> Probe:
+        """A probe, fitted on the same images."""
         return fit_probe(
-            self._embed(self._backbone.onnx_bytes, train, progress),
+            self._embed(open_features(recipe)[0].onnx_bytes, train, progress),
             train.labels,
-            strengths=self.recipe.strengths,
-            folds=self.recipe.folds,
+            strengths=recipe.strengths,
+            folds=recipe.folds,
             seed=seed,
             groups=groups_of(train),
+            class_weights=recipe.class_weights,
         )
+
+    def _val_of_fallback(self, dataset: Dataset, seed: int, progress: Progress) -> tuple[float, float] | None:
+        """Log loss in nats and accuracy on val of the probe that ships where training does not beat it; None without val."""
+        val, fallback = dataset.used("val"), self.recipe.fallback
+        if not len(val):
+            return None
+        probe = self._probe(fallback, dataset.used("train"), seed, progress)
+        embeddings = self._embed(open_features(fallback)[0].onnx_bytes, val, progress)
+        return val_score(val.labels, probe.head.logits(embeddings))
 
     def _embed(self, trunk: bytes, part: Dataset, progress: Progress) -> FloatMatrix:
         """(n, D) embeddings as the model file will give them."""
@@ -184,7 +206,45 @@ class FinetuneWay(LoopWay[FinetuneRecipe]):
             progress("features", done, len(rows))
         return found
 
-    def _views(self, dataset: Dataset, seed: int, progress: Progress) -> ViewData:
+
+class StagesWay(FinetuneWay):
+    """The last stages of a bundled backbone; what the others make of some views of each image is computed once."""
+
+    @property
+    def _cut(self) -> int:
+        """The last stage that stays as it is."""
+        return LAST_STAGE - self.recipe.train_stages
+
+    def _network(self, head: LinearHead, objective: Objective) -> Tail:
+        recipe = self.recipe
+        return Tail(
+            read_weights(recipe.backbone),
+            BUNDLED[recipe.backbone],
+            cut=self._cut,
+            map_side=_map_side(recipe, self._cut),
+            feature_stages=recipe.feature_stages,
+            pooling=recipe.feature_pooling,
+            head=head,
+            outputs=objective.num_outputs,
+        )
+
+    def _in_loop(self) -> FinetuneRecipe:
+        """Its layers are twice as fast in bfloat16 where the processor has it, as depthwise kernels need no gradient."""
+        if self.recipe.precision == "auto" and self._device.type == "cpu":
+            return replace(self.recipe, precision=best_precision())
+        return self.recipe
+
+    def _depth(self, network: nn.Module) -> Callable[[str], int]:  # noqa: ARG002  the names say it
+        return depth_below_head
+
+    def _trunk(self, network: nn.Module) -> bytes:
+        bundled = BUNDLED[self.recipe.backbone]
+        state = tail_state(read_weights(self.recipe.backbone), network, bundled)
+        trunk = build_backbone(state, bundled, self.recipe.feature_stages, self.recipe.feature_pooling)
+        content: bytes = trunk.SerializeToString()
+        return content
+
+    def _data(self, dataset: Dataset, seed: int, progress: Progress) -> ViewData:
         """Run the frozen stages over all views of train and over val as it is."""
         recipe = self.recipe
         train, val = dataset.used("train"), dataset.used("val")
@@ -195,7 +255,7 @@ class FinetuneWay(LoopWay[FinetuneRecipe]):
         first = np.cumsum(count) - count
         frozen, pooled = _frozen_stages(recipe, self._cut)
         engine = OpenVINOEngine(frozen, input_size_px=recipe.input_size_px)
-        settings = parse_augment(recipe.augment)
+        settings = replace(parse_augment(recipe.augment), mixup=0.0)  # that is for the loop
 
         def compute(job: tuple[int, IndexArray]) -> HalfArray:
             view, rows = job
@@ -222,12 +282,22 @@ class FinetuneWay(LoopWay[FinetuneRecipe]):
             labels=labels, names=names, train=train_rows, val=val_rows, views=views, first=first, count=count
         )
 
-    def _finetune_details(self, result: LoopResult, tail: Tail, probe: Probe) -> dict[str, Any]:
-        return {
-            **self._details(result, tail),
-            "strength": probe.strength,
-            "kept": f"epoch {result.best_epoch}" if result.best_epoch else "the probe: no epoch was better on val",
-        }
+
+def _is_better(result: LoopResult, beaten: tuple[float, float] | None) -> bool:
+    """Whether what was trained gets more val images right than the probe, or as many with a lower loss."""
+    if beaten is None or not result.best_epoch:
+        return bool(result.best_epoch)
+    entry = result.log[result.best_epoch - 1]
+    if entry.val_loss is None or entry.val_accuracy is None:
+        return True
+    return (entry.val_accuracy, -entry.val_loss) > (beaten[1], -beaten[0])
+
+
+def _output_layer(network: nn.Module, objective: Objective) -> LinearHead:
+    names = ("output.weight", "output.bias")
+    output = {name: network.get_parameter(name).detach().cpu().numpy() for name in names}
+    weight, bias = split_head(output, objective.num_outputs)
+    return LinearHead(weight=weight, bias=bias)
 
 
 def _frozen_stages(recipe: FinetuneRecipe, cut: int) -> tuple[bytes, int]:

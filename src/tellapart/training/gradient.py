@@ -1,7 +1,6 @@
 """The gradient loop's ways from a Dataset to a fitted model: what they share, and that of a network from nothing."""
 
 import json
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +16,9 @@ from torch import nn
 
 from tellapart.data.cache import PixelTable, decode_files
 from tellapart.data.dataset import Dataset
-from tellapart.errors import ImageError, RecipeError, TrainingError
+from tellapart.errors import RecipeError, TrainingError
 from tellapart.evaluation.familiarity import Familiarity, fit_familiarity
-from tellapart.imaging.decode import Pixels, StoredImage, decode_image
+from tellapart.imaging.decode import Pixels
 from tellapart.imaging.thumbnail import make_thumbnails
 from tellapart.inference.model import LinearHead
 from tellapart.models.filters import first_layer_filters
@@ -29,18 +28,25 @@ from tellapart.models.network import Network, build_network, state_arrays
 from tellapart.models.normalize import MAX_FITTED_IMAGES, InputTransform, fit_transform
 from tellapart.records import EpochLog, Progress
 from tellapart.storage import atomic_file, write_bytes
+from tellapart.training.at_hand import typical_shape
 from tellapart.training.augment import contact_sheet
 from tellapart.training.augment_settings import parse_augment
 from tellapart.training.checkpoint import CheckpointFolder
 from tellapart.training.curves import describe_fit, draw_curves
 from tellapart.training.folds import halves
-from tellapart.training.loop import ImageData, LoopData, LoopResult, embeddings_and_logits, train_network
+from tellapart.training.loop import (
+    ImageData,
+    LoopData,
+    LoopResult,
+    always_time,
+    embeddings_and_logits,
+    train_network,
+)
+from tellapart.training.loop_recipe import LoopRecipe, NetworkRecipe
 from tellapart.training.objective import OBJECTIVES, Objective
-from tellapart.training.recipes import LoopRecipe, NetworkRecipe
 from tellapart.training.resume import checkpoint_folder
 from tellapart.training.train import Fitted, learning_part
 
-_SIZED_BY_IMAGES = 64
 _SHEET_IMAGES = 8
 
 FloatMatrix = NDArray[np.float32]
@@ -57,6 +63,8 @@ class LoopWay(Generic[R]):
         folder: the run's own; ``log.jsonl``, ``curves.svg`` and ``checkpoint/`` go there.
         on_epoch: called after each epoch.
         tensorboard: whether to write TensorBoard events, too.
+        out_of_time: asked after each step; training ends there when it says so.
+        falls_back: whether a probe ships where training from it did not beat it; not where somebody else compares.
 
     Raises:
         TrainingError: package-missing, when TensorBoard is wanted and absent.
@@ -64,11 +72,20 @@ class LoopWay(Generic[R]):
     """
 
     def __init__(
-        self, recipe: R, folder: Path, *, on_epoch: Callable[[EpochLog], None], tensorboard: bool
+        self,
+        recipe: R,
+        folder: Path,
+        *,
+        on_epoch: Callable[[EpochLog], None],
+        tensorboard: bool,
+        out_of_time: Callable[[], bool] = always_time,
+        falls_back: bool = True,
     ) -> None:
         self.recipe = recipe
         self._folder = folder
         self._on_epoch = on_epoch
+        self._out_of_time = out_of_time
+        self._falls_back = falls_back
         self._events = _open_events(folder) if tensorboard else None
         self._device = _device(recipe)
         self._images = PixelTable(pixels=np.empty((0, 8, 8, 3), dtype=np.uint8), rows={})
@@ -154,6 +171,7 @@ class LoopWay(Generic[R]):
             "device": self._device.type,
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "best_epoch": result.best_epoch,
+            "val_before": result.val_before,
             "epochs_trained": len(result.log),
             "training_seconds": round(result.seconds, 3),
             "interrupted": result.interrupted,
@@ -168,7 +186,7 @@ class GradientWay(LoopWay[NetworkRecipe]):
     def prepare(self, dataset: Dataset, progress: Progress) -> Dataset:
         """Size the recipe by the images to learn from, and decode them; see ``Way``."""
         if not (self.recipe.input_size_px and self.recipe.layers):
-            self.recipe = self.recipe.sized(_typical_side_px(learning_part(dataset).images))
+            self.recipe = self.recipe.sized(typical_shape(learning_part(dataset).images).side_px)
         return super().prepare(dataset, progress)
 
     def fit(self, dataset: Dataset, *, seed: int, progress: Progress) -> Fitted:
@@ -198,6 +216,7 @@ class GradientWay(LoopWay[NetworkRecipe]):
                 checkpoints=CheckpointFolder(checkpoint_folder(self._folder)),
                 progress=progress,
                 on_epoch=on_epoch,
+                out_of_time=self._out_of_time,
             )
         calib = dataset.used("calib")
         embeddings, logits = self._answers(network, objective, data, calib)
@@ -238,7 +257,7 @@ class GradientWay(LoopWay[NetworkRecipe]):
         embeddings, logits = self._answers(network, objective, data, train)
         if len(val):
             logits = self._answers(network, objective, data, val)[1]
-        return fit_familiarity(embeddings, logits, halves(train, seed))[0]
+        return fit_familiarity(embeddings, logits, halves(train, seed)).score
 
     def _network(
         self, layers: Sequence[Layer], transform: InputTransform, objective: Objective, seed: int
@@ -282,17 +301,3 @@ def _open_events(folder: Path) -> Any:
             "package-missing", message, hint="pip install tensorboard, or leave --tensorboard out"
         ) from error
     return SummaryWriter(str(folder / "tensorboard"))
-
-
-def _typical_side_px(images: Sequence[str | StoredImage]) -> int:
-    """Side of a square with as many pixels as the middle one of some images."""
-    sides = []
-    for image in random.Random(0).sample(list(images), len(images)):  # noqa: S311  a sample, not a secret
-        try:
-            height, width = decode_image(image).shape[:2]
-        except ImageError:
-            continue
-        sides.append((height * width) ** 0.5)
-        if len(sides) == _SIZED_BY_IMAGES:
-            break
-    return round(float(np.median(sides))) if sides else 64

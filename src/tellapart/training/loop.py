@@ -21,9 +21,9 @@ from tellapart.records import EpochLog, Progress
 from tellapart.training.augment import Draws, augment, draw, mix_targets
 from tellapart.training.augment_settings import AugmentSettings, parse_augment
 from tellapart.training.checkpoint import Checkpoint, CheckpointFolder
+from tellapart.training.loop_recipe import LoopRecipe
 from tellapart.training.objective import Objective
 from tellapart.training.optim import AveragedWeights, Optimizer, lr_factor, same_lr
-from tellapart.training.recipes import LoopRecipe
 
 EVALUATION_BATCH_SIZE = 256
 MAX_TRAIN_SAMPLE = 500
@@ -34,6 +34,11 @@ _COMPILE_PAYS_SECONDS = (
 )
 
 IndexArray = NDArray[np.int64]
+
+
+def always_time() -> bool:
+    """Never out of time."""
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +115,15 @@ class LoopResult:
         log: one entry for each complete epoch.
         best_epoch: the epoch whose weights were kept, counted from 1; 0 when none was completed, or none better than the start.
         interrupted: whether it was asked to stop before its end.
+        seconds: that training took.
+        val_before: log loss in nats and accuracy on val of the network as it came; None for one from nothing, or without val.
     """
 
     log: list[EpochLog]
     best_epoch: int
     interrupted: bool
     seconds: float
+    val_before: tuple[float, float] | None = None
 
 
 def train_network(
@@ -130,6 +138,7 @@ def train_network(
     on_epoch: Callable[[EpochLog], None],
     from_trained: bool = False,
     lr_scale: Callable[[str], float] = same_lr,
+    out_of_time: Callable[[], bool] = always_time,
 ) -> LoopResult:
     """Train a network, or go on from its checkpoint; on a CPU both end with the same bits.
 
@@ -148,6 +157,7 @@ def train_network(
         from_trained: whether the network answers well already. It is kept unless an epoch gets more val images right, or
             as many with a lower loss; of a network from nothing, loss alone decides, since accuracy comes in coarse steps.
         lr_scale: what the learning rate of a parameter is multiplied by, by its name.
+        out_of_time: asked after each step; training ends there, and as it would after its last epoch, when it says so.
 
     Returns:
         The log. The network holds the weights of the epoch that is best on val, or of the last without val images.
@@ -156,25 +166,30 @@ def train_network(
         TrainingError: loss-not-finite, damaged-checkpoint.
         StorageError: a checkpoint cannot be written; the last one is intact.
     """
+    late = False
     with torch.random.fork_rng(), stop_requests() as stop_requested:
         run = _Run(network, objective, data, recipe, seed, lr_scale=lr_scale, from_trained=from_trained)
         run.restore(checkpoints.load())
         for entry in run.log:
             on_epoch(entry)
         last_save = time.monotonic()
-        while not run.finished and not stop_requested():
+        while not (run.finished or stop_requested() or (late := out_of_time())):
             ended = run.step(progress)
             if ended is not None:
                 on_epoch(ended)
             if ended is not None or time.monotonic() - last_save > 60 * recipe.checkpoint_minutes:
                 checkpoints.save(run.checkpoint())
                 last_save = time.monotonic()
-        interrupted = not run.finished
+        interrupted = not (run.finished or late)
         if interrupted:
             checkpoints.save(run.checkpoint())
         run.keep_best()
     return LoopResult(
-        log=run.log, best_epoch=run.position.best_epoch, interrupted=interrupted, seconds=run.position.run_seconds
+        log=run.log,
+        best_epoch=run.position.best_epoch,
+        interrupted=interrupted,
+        seconds=run.position.run_seconds,
+        val_before=run.val_before,
     )
 
 
@@ -231,8 +246,9 @@ class _Run:
         self._order: IndexArray | None = None
         self.position = _Position()
         self._from_trained = from_trained
-        if from_trained and len(data.val):
-            self._remember(*self._measure(data.val))
+        self.val_before = self._measure(data.val) if from_trained and len(data.val) else None
+        if self.val_before is not None:
+            self._remember(*self.val_before)
 
     @property
     def log(self) -> list[EpochLog]:

@@ -9,7 +9,7 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from tellapart.training.recipes import LoopRecipe, Schedule
+from tellapart.training.loop_recipe import LoopRecipe, Schedule
 
 _KERAS_ADAM_EPSILON = 1e-7  # so that curves can be compared with the tutorial's
 _ONE_CYCLE_RISE = 0.3  # share of the run

@@ -1,7 +1,7 @@
 """The probe: logistic regression on frozen features, and its way from a Dataset to a fitted model."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import expit
+from scipy.special import expit, log_softmax
 from threadpoolctl import threadpool_limits
 
 from tellapart.data.dataset import Dataset
@@ -23,13 +23,15 @@ from tellapart.inference.model import LinearHead
 from tellapart.records import Progress
 from tellapart.training.backbones import open_features
 from tellapart.training.folds import even_folds, group_folds, groups_of, halves, rarest_label
-from tellapart.training.recipes import ProbeRecipe
+from tellapart.training.probe_recipe import ProbeRecipe
+from tellapart.training.recipe_parts import ClassWeights
 from tellapart.training.train import Fitted, learning_part
 
 MAX_SEARCH_IMAGES = 5_000
 """The strength is chosen on at most so many images; it hardly moves with more, and the search would."""
 
 FloatMatrix = NDArray[np.float32]
+_Weigh = Callable[[IntArray], FloatMatrix]
 
 _MAX_ITERATIONS = 500
 _SEARCH_TOLERANCE = 1e-3  # of the gradient; the order of the strengths is settled long before the last digit
@@ -42,10 +44,14 @@ class ProbeWay:
 
     Args:
         recipe: backbone, features and strengths.
+
+    Attributes:
+        backbone: from images to embeddings.
+        recipe: with nothing left open.
     """
 
     def __init__(self, recipe: ProbeRecipe) -> None:
-        self._backbone, self.recipe = open_features(recipe)
+        self.backbone, self.recipe = open_features(recipe)
         self._embedded = Embedded(embeddings={}, thumbnails={}, errors={})
 
     def prepare(self, dataset: Dataset, progress: Progress) -> Dataset:
@@ -53,7 +59,7 @@ class ProbeWay:
         learning = learning_part(dataset)
         files = dict(zip(learning.contents, learning.images, strict=True))
         paths = dict(zip(learning.contents, learning.paths, strict=True))
-        self._embedded = embed_files(files, self._backbone, self.recipe.preprocess, progress)
+        self._embedded = embed_files(files, self.backbone, self.recipe.preprocess, progress)
         errors = self._embedded.errors
         refused = {paths[content]: (error.code, error.message) for content, error in errors.items()}
         return dataset.with_outcome("refused", refused)
@@ -65,7 +71,7 @@ class ProbeWay:
     def fit(self, dataset: Dataset, *, seed: int, progress: Progress) -> Fitted:  # noqa: ARG002  it takes a second
         """Fit the head on train; answer the calib images with it, or cross-fit where there are none."""
         train, calib = dataset.used("train"), dataset.used("calib")
-        matrix = self._matrix(train)
+        matrix = self.matrix(train)
         probe = fit_probe(
             matrix,
             train.labels,
@@ -73,27 +79,27 @@ class ProbeWay:
             folds=self.recipe.folds,
             seed=seed,
             groups=groups_of(train),
+            class_weights=self.recipe.class_weights,
         )
-        verified, verified_matrix = (calib, self._matrix(calib)) if len(calib) else (train, matrix)
+        verified, verified_matrix = (calib, self.matrix(calib)) if len(calib) else (train, matrix)
         logits = probe.head.logits(verified_matrix)
-        familiarity, distances = fit_familiarity(matrix, probe.fold_logits, halves(train, seed))
-        own = familiarity.score(verified_matrix, logits)
+        familiarity = fit_familiarity(matrix, probe.fold_logits, halves(train, seed))
+        own = familiarity.score.score(verified_matrix, logits)
         return Fitted(
-            trunk=self._backbone.onnx_bytes,
-            embedding_dim=self._backbone.embedding_dim,
+            trunk=self.backbone.onnx_bytes,
+            embedding_dim=self.backbone.embedding_dim,
             head=probe.head,
-            weights=self._backbone.weights,
+            weights=self.backbone.weights,
             held_out_logits=logits if len(calib) else probe.fold_logits,
             held_out_labels=calib.labels if len(calib) else train.labels[probe.fold_images],
             method="calib" if len(calib) else "cross-fit",
             logits=dict(zip(verified.contents, logits, strict=True)),
-            familiarity=familiarity,
-            familiar_scores=own
-            if len(calib)
-            else familiarity.combine(distances[probe.fold_images], probe.fold_logits),
+            familiarity=familiarity.score,
+            familiar_scores=own if len(calib) else familiarity.held_out(probe.fold_images, probe.fold_logits),
             scores=dict(zip(verified.contents, own.tolist(), strict=True)),
             details={
                 "strength": probe.strength,
+                "final_strength": probe.final_strength,
                 "search_log_loss": {str(c): loss for c, loss in probe.search.items()},
             },
         )
@@ -103,7 +109,8 @@ class ProbeWay:
         hint = "choose a recipe that augments: --recipe cnn"
         raise RecipeError("bad-setting", f"the recipe {self.recipe.name!r} augments nothing", hint=hint)
 
-    def _matrix(self, dataset: Dataset) -> FloatMatrix:
+    def matrix(self, dataset: Dataset) -> FloatMatrix:
+        """(N, D) embeddings of prepared images."""
         return np.stack([self._embedded.embeddings[content] for content in dataset.contents])
 
 
@@ -114,6 +121,7 @@ class Probe:
     Attributes:
         head: from raw, not standardised, embeddings to logits.
         strength: the chosen C.
+        final_strength: the same penalty an image, as C for all images.
         search: mean log loss over held-out folds for each C that was tried, in nats.
         fold_images: (M,) rows of the training embeddings that took part in the search.
         fold_logits: (M, K) their logits at the chosen C, each from a model that did not see the image.
@@ -121,6 +129,7 @@ class Probe:
 
     head: LinearHead
     strength: float
+    final_strength: float
     search: dict[float, float]
     fold_images: NDArray[np.int64]
     fold_logits: FloatMatrix
@@ -153,15 +162,16 @@ def search_strength(
     folds: int,
     seed: int,
     groups: IntArray | None = None,
+    class_weights: ClassWeights = "none",
 ) -> StrengthSearch:
     """Choose the L2 strength of a logistic regression by stratified cross-validation.
 
     The search walks from the strongest penalty to the weakest, each fit starting from the last, and stops when the held-out
     log loss has not fallen twice. Arguments are those of ``fit_probe``.
     """
-    head = head_of(labels)
+    head = head_of(labels, class_weights)
     strata = labels if labels.ndim == 1 else rarest_label(labels)
-    rows = _search_images(strata, seed)
+    rows = sample_rows(strata, MAX_SEARCH_IMAGES, seed)
     searched = labels[rows]
     folds = max(2, min(folds, int(np.bincount(strata[rows])[np.unique(strata[rows])].min())))
     if groups is None:
@@ -203,6 +213,7 @@ def fit_probe(
     folds: int,
     seed: int,
     groups: IntArray | None = None,
+    class_weights: ClassWeights = "none",
 ) -> Probe:
     """Fit logistic regression, its L2 strength chosen by cross-validation: multinomial, or one label against the rest.
 
@@ -213,15 +224,22 @@ def fit_probe(
         folds: number of folds; fewer where the smallest class has fewer images.
         seed: draws the folds, and the images that take part when there are more than ``MAX_SEARCH_IMAGES``.
         groups: (N,) number of the group of each image, all of which lies in one fold; None without groups.
+        class_weights: ``none``, or ``balanced``: every class counts the same, in the fit and in the choice.
     """
-    search = search_strength(embeddings, labels, strengths=strengths, folds=folds, seed=seed, groups=groups)
-    head = head_of(labels)
-    scaled, mean, scale = _standardize(embeddings)
+    search = search_strength(
+        embeddings,
+        labels,
+        strengths=strengths,
+        folds=folds,
+        seed=seed,
+        groups=groups,
+        class_weights=class_weights,
+    )
     # C weighs the sum of losses over images, so the same penalty per image needs a C that shrinks as they grow.
-    strength = search.strength * search.learned_from / len(labels)
-    weights = fit_logistic(scaled, labels, head=head, strength=strength, tolerance=_FINAL_TOLERANCE)
+    final_strength = search.strength * search.learned_from / len(labels)
     return Probe(
-        head=_unscaled_head(head, weights, mean, scale),
+        head=fit_head(embeddings, labels, strength=final_strength, class_weights=class_weights),
+        final_strength=final_strength,
         strength=search.strength,
         search=search.losses,
         fold_images=search.images,
@@ -229,9 +247,55 @@ def fit_probe(
     )
 
 
-def head_of(labels: IntArray) -> "_Head":
+def fit_head(
+    embeddings: FloatMatrix, labels: IntArray, *, strength: float, class_weights: ClassWeights = "none"
+) -> LinearHead:
+    """Fit logistic regression of a given L2 strength C; see ``fit_probe``."""
+    head = head_of(labels, class_weights)
+    scaled, mean, scale = _standardize(embeddings)
+    weights = fit_logistic(scaled, labels, head=head, strength=strength, tolerance=_FINAL_TOLERANCE)
+    return _unscaled_head(head, weights, mean, scale)
+
+
+def head_of(labels: IntArray, class_weights: ClassWeights = "none") -> "_Head":
     """The head for labels of this shape: (N,) class indices, or (N, K) of 0 and 1."""
-    return _Softmax(int(labels.max()) + 1) if labels.ndim == 1 else _OneVsRest()
+    weigh = _balanced if class_weights == "balanced" else None
+    return _Softmax(int(labels.max()) + 1, weigh) if labels.ndim == 1 else _OneVsRest(weigh)
+
+
+def _balanced(labels: IntArray) -> FloatMatrix:
+    """What each image, or each label of each image, counts, 1 in the mean: all classes, or a label's two sides, the same.
+
+    Source: King and Zeng 2001, "Logistic Regression in Rare Events Data", section 4.2.
+    """
+    if labels.ndim == 1:
+        counts = np.bincount(labels)
+        of_class = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+        return np.asarray(of_class[labels], dtype=np.float32)
+    share = np.clip(labels.mean(axis=0), 1 / (2 * len(labels)), 1 - 1 / (2 * len(labels)))
+    weights: FloatMatrix = np.where(labels, 0.5 / share, 0.5 / (1 - share)).astype(np.float32)
+    return weights
+
+
+def log_losses(labels: IntArray, logits: FloatMatrix) -> NDArray[np.float64]:
+    """(N,) log loss of each image, in nats; with several labels an image the mean over them.
+
+    Args:
+        labels: (N,) class indices, or (N, K) of 0 and 1.
+        logits: (N, K).
+    """
+    scores = logits.astype(np.float64)
+    if labels.ndim == 1:
+        losses: NDArray[np.float64] = -log_softmax(scores, axis=1)[np.arange(len(labels)), labels]
+        return losses
+    mean: NDArray[np.float64] = np.logaddexp(0, np.where(labels, -scores, scores)).mean(axis=1)
+    return mean
+
+
+def val_score(labels: IntArray, logits: FloatMatrix) -> tuple[float, float]:
+    """Log loss in nats and accuracy, as the gradient loop counts it: of images, or of labels at a probability of one half."""
+    right = logits.argmax(axis=1) == labels if labels.ndim == 1 else (logits > 0) == labels.astype(bool)
+    return float(log_losses(labels, logits).mean()), float(np.mean(right))
 
 
 class _Head(Protocol):
@@ -257,8 +321,9 @@ class _Head(Protocol):
 class _Softmax:
     """One class an image. Two classes need one column, which stands for the difference of their logits."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, weigh: _Weigh | None = None) -> None:
         self._num_classes = num_classes
+        self._weigh = weigh
 
     def columns(self, labels: IntArray) -> int:  # noqa: ARG002  a fold's labels may lack a class
         return 1 if self._num_classes == 2 else self._num_classes
@@ -266,31 +331,44 @@ class _Softmax:
     def loss_and_residual(self, scores: FloatMatrix, labels: IntArray) -> tuple[float, FloatMatrix]:
         truth = np.arange(len(labels)), labels
         residual = _softmax(self.logits(scores))
-        loss = -float(np.log(np.maximum(residual[truth], np.finfo(np.float32).tiny)).sum(dtype=np.float64))
+        losses = -np.log(np.maximum(residual[truth], np.finfo(np.float32).tiny))
         residual[truth] -= 1
+        if self._weigh:
+            weights = self._weigh(labels)
+            losses, residual = losses * weights, residual * weights[:, None]
+        loss = float(losses.sum(dtype=np.float64))
         return loss, residual[:, 1:] if self._num_classes == 2 else residual
 
     def logits(self, scores: NDArray[Any]) -> NDArray[Any]:
         return scores if scores.shape[1] > 1 else np.concatenate([-scores / 2, scores / 2], axis=1)
 
     def log_loss(self, labels: IntArray, logits: FloatMatrix) -> float:
+        if self._weigh:
+            return float(np.average(log_losses(labels, logits), weights=self._weigh(labels)))
         return log_loss(labels, _softmax(logits))
 
 
 class _OneVsRest:
     """Labels that do not exclude each other: each is told from the rest on its own, all in one solve."""
 
+    def __init__(self, weigh: _Weigh | None = None) -> None:
+        self._weigh = weigh
+
     def columns(self, labels: IntArray) -> int:
         return int(labels.shape[1])
 
     def loss_and_residual(self, scores: FloatMatrix, labels: IntArray) -> tuple[float, FloatMatrix]:
         residual: FloatMatrix = expit(scores) - labels.astype(np.float32)
-        return binary_log_loss(labels, scores) * labels.size, residual
+        if self._weigh:
+            residual *= self._weigh(labels)
+        return self.log_loss(labels, scores) * labels.size, residual
 
     def logits(self, scores: NDArray[Any]) -> NDArray[Any]:
         return scores
 
     def log_loss(self, labels: IntArray, logits: FloatMatrix) -> float:
+        if self._weigh:
+            return float((np.logaddexp(0, np.where(labels, -logits, logits)) * self._weigh(labels)).mean())
         return binary_log_loss(labels, logits)
 
 
@@ -393,12 +471,12 @@ def _softmax(logits: FloatMatrix) -> FloatMatrix:
     return exponents / total
 
 
-def _search_images(labels: IntArray, seed: int) -> NDArray[np.int64]:
-    """Rows that take part in the search: all, or a stratified draw that leaves every class at least two."""
-    if len(labels) <= MAX_SEARCH_IMAGES:
+def sample_rows(labels: IntArray, limit: int, seed: int) -> NDArray[np.int64]:
+    """Rows, ascending: all of them up to the limit, else a stratified draw that leaves every class at least two."""
+    if len(labels) <= limit:
         return np.arange(len(labels))
     rng = np.random.default_rng(seed)
-    share = MAX_SEARCH_IMAGES / len(labels)
+    share = limit / len(labels)
     drawn = []
     for k in range(int(labels.max()) + 1):
         of_class = rng.permutation(np.flatnonzero(labels == k))

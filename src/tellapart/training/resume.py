@@ -8,7 +8,8 @@ from pathlib import Path
 from tellapart.errors import TellapartError, TrainingError
 from tellapart.records import SourceOptions
 from tellapart.storage import write_json
-from tellapart.training.recipes import LoopRecipe, Recipe, build_recipe, recipe_settings
+from tellapart.training.loop_recipe import LoopRecipe
+from tellapart.training.recipes import Recipe, build_recipe, recipe_settings
 
 STATE_FILE = "state.json"
 """Name of the file in a run's checkpoint folder without which nothing has been learned yet."""

@@ -26,7 +26,8 @@ class Tail(nn.Module):
     """Stages after a cut, their pooled outputs, and the output layer.
 
     Batch norm is part of the convolutions: its statistics are those of the pretraining and stay so, and a convolution
-    with a bias takes less time than one with batch norm behind it.
+    with a bias takes less time than one with batch norm behind it. Depthwise kernels and their biases stay as they are, too:
+    they are a fiftieth of the weights, and PyTorch's gradient of them takes longer than all the rest.
 
     ``state_dict`` names what is trained ``stages.6.0.0.weight`` ... ``stages.8.0.bias``, ``output.weight``, ``output.bias``.
 
@@ -66,7 +67,7 @@ class Tail(nn.Module):
             else:
                 parts[str(stage)] = nn.Sequential(*(_Block(state, block) for block in blocks[stage]))
         self.stages = nn.ModuleDict(parts)
-        weight, bias = (head.weight, head.bias) if outputs > 1 else _second_against_first(head)
+        weight, bias = (head.weight, head.bias) if outputs > 1 else second_against_first(head)
         self.output = nn.Linear(len(weight), outputs, device="meta").to_empty(device="cpu")
         with torch.no_grad():
             self.output.weight.copy_(torch.from_numpy(weight.T))
@@ -96,11 +97,11 @@ class Tail(nn.Module):
         return {"embedding": embedding, "logits": self.output(embedding)}
 
 
-def tail_state(state: State, tail: Tail, bundled: BundledWeights) -> State:
+def tail_state(state: State, tail: nn.Module, bundled: BundledWeights) -> State:
     """The arrays of the whole backbone with what the tail has learned in place."""
     arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in tail.state_dict().items()}
     learned = dict(state)
-    for stage in tail.stages:
+    for stage in sorted({name.split(".")[1] for name in arrays if name.startswith("stages.")}):
         prefix = f"stages.{stage}"
         if int(stage) == LAST_STAGE:
             learned |= unfold_norm(arrays[f"{prefix}.0.weight"], arrays[f"{prefix}.0.bias"], "_conv_head", "_bn1")
@@ -127,7 +128,9 @@ class _Conv(nn.Module):
         self.weight = nn.Parameter(torch.from_numpy(weight).contiguous(memory_format=torch.channels_last))
         self.bias = nn.Parameter(torch.from_numpy(bias))
         self._stride = stride
-        self._groups = len(weight) if weight.shape[1] == 1 else 1
+        depthwise = weight.shape[1] == 1
+        self._groups = len(weight) if depthwise else 1
+        self.requires_grad_(not depthwise)
         self._relu6 = relu6
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,7 +141,11 @@ class _Conv(nn.Module):
         if before != after:
             x = functional.pad(x, (before, after, before, after))
         padding = before if before == after else 0
-        x = functional.conv2d(x, self.weight, self.bias, self._stride, padding, 1, self._groups)
+        if self._groups == 1:
+            x = functional.conv2d(x, self.weight, self.bias, self._stride, padding)
+        else:  # every place and then some of them: the gradient through a depthwise stride takes fifty times as long
+            x = functional.conv2d(x, self.weight, self.bias, 1, padding, 1, self._groups)
+            x = x[:, :, :: self._stride, :: self._stride].contiguous(memory_format=torch.channels_last)
         return functional.relu6(x, inplace=True) if self._relu6 else x
 
 
@@ -169,6 +176,6 @@ def _layers(state: State, block: Block) -> Mapping[str, tuple[str, str]]:
     return {name: layer for name, layer in layers.items() if f"{layer[0]}.weight" in state}
 
 
-def _second_against_first(head: LinearHead) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def second_against_first(head: LinearHead) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Two classes' logits as one, whose sigmoid is the probability of the second."""
     return head.weight[:, 1:] - head.weight[:, :1], head.bias[1:] - head.bias[:1]

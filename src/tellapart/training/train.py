@@ -21,7 +21,9 @@ from tellapart.evaluation.task import RULES
 from tellapart.imaging.decode import Pixels
 from tellapart.inference.model import LinearHead, compose
 from tellapart.records import Calibration, EpochLog, Progress, Task, Weights
-from tellapart.training.recipes import FinetuneRecipe, ProbeRecipe, Recipe
+from tellapart.training.loop_recipe import FinetuneRecipe
+from tellapart.training.probe_recipe import AutoRecipe, ProbeRecipe
+from tellapart.training.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +113,15 @@ def learning_part(dataset: Dataset) -> Dataset:
     return dataset.used().where(pl.col("split").is_null() | (pl.col("split") != "test"))
 
 
-def open_way(recipe: Recipe, folder: Path, *, on_epoch: Callable[[EpochLog], None], tensorboard: bool) -> Way:
+def open_way(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    on_epoch: Callable[[EpochLog], None],
+    tensorboard: bool = False,
+    out_of_time: Callable[[], bool] | None = None,
+    falls_back: bool = True,
+) -> Way:
     """Pick the way of a recipe. PyTorch is imported here, and only for recipes that need it.
 
     Args:
@@ -119,24 +129,36 @@ def open_way(recipe: Recipe, folder: Path, *, on_epoch: Callable[[EpochLog], Non
         folder: the run's own.
         on_epoch: called after each epoch, where there are any.
         tensorboard: whether to write TensorBoard events into the folder, too.
+        out_of_time: asked after each step of a gradient loop, which ends when it says so; never when None.
+        falls_back: whether a probe ships where training from it did not beat it; not where the caller compares.
 
     Raises:
         TrainingError: package-missing.
     """
+    if isinstance(recipe, AutoRecipe):
+        from tellapart.training.auto import AutoWay
+
+        return AutoWay(recipe, folder, on_epoch=on_epoch)
     if isinstance(recipe, ProbeRecipe):
         from tellapart.training.probe import ProbeWay
 
         return ProbeWay(recipe)
     _prepare_process()
     try:
-        from tellapart.training.finetune import FinetuneWay
+        from tellapart.training.finetune import StagesWay
         from tellapart.training.gradient import GradientWay
+
+        if isinstance(recipe, FinetuneRecipe) and not recipe.is_bundled:
+            from tellapart.training.whole import WholeWay  # with timm, whose import takes longer than a short run
     except ModuleNotFoundError as error:
         message = f"the recipe {recipe.name!r} needs PyTorch, and {error.name} is not installed"
         raise TrainingError("package-missing", message, hint="pip install 'tellapart[train]'") from error
+    told: dict[str, Any] = {"on_epoch": on_epoch, "tensorboard": tensorboard, "falls_back": falls_back}
+    if out_of_time is not None:
+        told["out_of_time"] = out_of_time
     if isinstance(recipe, FinetuneRecipe):
-        return FinetuneWay(recipe, folder, on_epoch=on_epoch, tensorboard=tensorboard)
-    return GradientWay(recipe, folder, on_epoch=on_epoch, tensorboard=tensorboard)
+        return StagesWay(recipe, folder, **told) if recipe.is_bundled else WholeWay(recipe, folder, **told)
+    return GradientWay(recipe, folder, **told)
 
 
 def _prepare_process() -> None:

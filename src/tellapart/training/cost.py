@@ -1,0 +1,115 @@
+"""How long things will take on this machine, in proportion to what was measured on it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from tellapart.data.dataset import Dataset
+from tellapart.inference.bundled import BUNDLED
+from tellapart.training.answers import Answered
+from tellapart.training.loop_recipe import FinetuneRecipe, NetworkRecipe, finetune
+from tellapart.training.probe_recipe import ProbeRecipe
+from tellapart.training.recipes import Recipe
+
+# An image's share of the loop against its way through the whole backbone by the engine, both on the same cores, by the number of
+# stages that are trained, and what the stages before them take of the engine: measured at 224 px, docs/experiments.md.
+_TRAINED: Mapping[int, float] = MappingProxyType({1: 0.5, 2: 0.9, 3: 2.1, 4: 3.0, 5: 4.0, 6: 5.5, 7: 7.5})
+_FROZEN: Mapping[int, float] = MappingProxyType({1: 0.95, 2: 0.9, 3: 0.75, 4: 0.55, 5: 0.45, 6: 0.35, 7: 0.25})
+_STEP_SHARE = 0.1  # of that work which does not shrink with the image: the optimiser's
+
+_LOOP_START_SECONDS = 6.0  # PyTorch's import, the first steps
+_VERIFYING_PASSES = 3  # as the file will be used, and in full precision, which takes twice as long
+_REPORT_SECONDS = 5.0  # with the start and the end of the process, which no clock of the search sees
+_REPORT_SECONDS_PER_IMAGE = 4e-4  # intervals, predictions, ranks
+_DEPTH_POWER = (
+    3  # deeper bundled backbones are wider, too: 1.3 and 1.6 times the work a pixel were measured for 1.1 and 1.2
+)
+_SCRATCH_SHARE = 0.5  # an epoch of ``scratch`` at 32 px, an image, against the backbone at 224 px
+
+MIN_LOOP_IMAGES = 400
+"""Images to learn from below which a gradient loop is not worth a try: a tenth of them is too few to choose by."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """Estimates in seconds.
+
+    Attributes:
+        seconds_per_image: from an image's file to the answer of ``recipe``'s backbone, as measured.
+        recipe: what was measured.
+        learning: number of images outside the test part.
+        verified: number of images that verifying asks the finished file about.
+        tested: number of test images.
+        fit_seconds: what fitting a probe took.
+    """
+
+    seconds_per_image: float
+    recipe: ProbeRecipe
+    learning: int
+    verified: int
+    tested: int
+    fit_seconds: float = 1.0
+
+    def each(self, recipe: ProbeRecipe | NetworkRecipe | FinetuneRecipe) -> float:
+        """An image's way to the answer of another backbone or size; too much rather than too little, as decoding counts in."""
+        return self.seconds_per_image * _work(recipe) / _work(self.recipe)
+
+    def reading(self, recipe: ProbeRecipe | NetworkRecipe | FinetuneRecipe) -> float:
+        """Embedding all images to learn from."""
+        return self.learning * self.each(recipe)
+
+    def finish(self, recipe: ProbeRecipe | NetworkRecipe | FinetuneRecipe) -> float:
+        """The rest of a run after the search: calibration, verifying, testing, the report."""
+        answered = _VERIFYING_PASSES * self.verified + self.tested
+        return answered * self.each(recipe) + _REPORT_SECONDS + _REPORT_SECONDS_PER_IMAGE * self.tested
+
+    def longer(
+        self,
+        recipe: ProbeRecipe | NetworkRecipe | FinetuneRecipe,
+        former: ProbeRecipe | NetworkRecipe | FinetuneRecipe,
+    ) -> float:
+        """How much longer that rest is than with another recipe; at least 0."""
+        return max(0.0, self.finish(recipe) - self.finish(former))
+
+    def loop(self, recipe: NetworkRecipe | FinetuneRecipe, images: int) -> float:
+        """A gradient loop over that many training images, its own decoding and embedding included."""
+        if isinstance(recipe, FinetuneRecipe):
+            each = self.each(recipe)
+            shrinking = _STEP_SHARE + (1 - _STEP_SHARE) * (recipe.input_size_px / 224) ** 2
+            whole = self.each(recipe) / (recipe.input_size_px / 224) ** 2  # of a backbone of this depth at 224 px
+            training = recipe.epochs * images * _TRAINED[recipe.train_stages] * whole * shrinking
+            views = recipe.views * images * _FROZEN[recipe.train_stages] * each
+            return _LOOP_START_SECONDS + training + views + 3 * self.reading(recipe)
+        side = recipe.input_size_px or 32
+        at_224 = self.seconds_per_image * _work(recipe, 224) / _work(self.recipe)
+        return _LOOP_START_SECONDS + recipe.epochs * images * _SCRATCH_SHARE * at_224 * (side / 32) ** 2
+
+
+def finetune_seconds(recipe: Recipe, *, learning: Dataset, tested: Answered) -> float | None:
+    """What training on the last stages would take on this machine, after a probe.
+
+    Args:
+        recipe: of the probe; for any other, and for a backbone that is not bundled, there is no such step.
+        learning: the images it learned from; with too few of them there is none either.
+        tested: the test images with the time that the model file took for them, all processors working.
+    """
+    if type(recipe) is not ProbeRecipe or recipe.backbone not in BUNDLED or not tested.answers:
+        return None
+    if len(learning) < MIN_LOOP_IMAGES:
+        return None
+    cost = Cost(
+        seconds_per_image=tested.seconds / len(tested.answers),
+        recipe=recipe,
+        learning=len(learning),
+        verified=0,
+        tested=0,
+    )
+    step = finetune(backbone=recipe.backbone, input_size_px=recipe.input_size_px)
+    return cost.loop(step, len(learning.used("train")))
+
+
+def _work(recipe: ProbeRecipe | NetworkRecipe | FinetuneRecipe, side_px: int = 0) -> float:
+    """What an image costs, in units that mean nothing by themselves: pixels times depth."""
+    name = recipe.backbone if isinstance(recipe, ProbeRecipe | FinetuneRecipe) else ""
+    depth = BUNDLED[name].depth if name in BUNDLED else 1.0
+    return (side_px or recipe.input_size_px or 224) ** 2 * depth**_DEPTH_POWER
