@@ -29,6 +29,14 @@ def pixels(name):
     return np.full((SIDE_PX, SIDE_PX, 3), COLORS[name], np.uint8)
 
 
+def until(condition, seconds=20.0):
+    """Wait for something to become true; machines that test are slow at times."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.01)
+
+
 class Server:
     """``tellapart serve`` as a user starts it; changes to the limits stand in for long waits."""
 
@@ -85,6 +93,11 @@ class Server:
                 while data := line.recv(65536):
                     answer += data
         return answer
+
+    def has_queue(self, n):
+        """Whether so many images are taken in and not answered."""
+        with self.client() as client:
+            return f"tellapart_queue_images {n}.0" in client.get("/metrics").text
 
     def outcomes(self):
         """Number of requests by outcome."""

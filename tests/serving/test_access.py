@@ -3,14 +3,13 @@
 import io
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from serving_kit import Server, flat, write_model
+from serving_kit import Server, flat, until, write_model
 from tiny import one_level, tiny_model
 from typer.testing import CliRunner
 
@@ -155,10 +154,8 @@ def test_what_the_model_is_unsure_about_is_kept_without_its_metadata(public, fri
     for content, query in ((flat("blue"), "&keep=false"), (b"no image", ""), (photo, ""), (photo, "")):
         friend.post(f"/predict?model=unsure{query}", files={"f": ("my holiday.jpg", content)})
     friend.post("/predict?model=first", content=flat("green"))  # sure
-    deadline = time.monotonic() + 5
-    while not (found := list(public.kept.rglob("*.jpg"))):
-        assert time.monotonic() < deadline
-    (path,) = found
+    until(lambda: list(public.kept.rglob("*.jpg")))
+    (path,) = public.kept.rglob("*.jpg")
     assert path.parent.name == "unsure"
     assert set(path.stem) <= set("0123456789abcdef")
     content = path.read_bytes()
@@ -179,9 +176,7 @@ def test_nothing_is_kept_unless_asked(server, client):
 def test_the_log_holds_no_names_and_no_questions(public, friend):
     friend.post("/predict?model=first&coverage=0.9&keep=false", files={"f": ("grandmother.jpg", flat("red"))})
     friend.get("/private-path?grandmother=1")
-    deadline = time.monotonic() + 5
-    while not any("other 404" in line for line in public.log):
-        assert time.monotonic() < deadline
+    until(lambda: any("other 404" in line for line in public.log))
     log = "".join(public.log)
     assert "POST /predict 200 " in log
     for word in ("grandmother", "coverage", "private", TOKEN, "?"):

@@ -5,14 +5,14 @@ import io
 import socket
 import time
 
+import httpx
 import pytest
 from PIL import Image
-from serving_kit import Server, flat
+from serving_kit import Server, flat, until
 
-LIMITS = (
-    "head_bytes=8192, head_seconds=0.7, body_bytes=300_000, body_seconds=3.0, body_grace_seconds=0.5, "
-    "body_bytes_per_second=2000, discarded_bytes=100_000, connections=120, buffered_bytes=700_000"
-)
+SIZES = "head_bytes=8192, body_bytes=300_000, discarded_bytes=100_000, connections=120, buffered_bytes=700_000, "
+PATIENT = SIZES + "head_seconds=60, body_seconds=60, body_grace_seconds=60, body_bytes_per_second=0"
+HASTY = SIZES + "head_seconds=0.7, body_seconds=60, body_grace_seconds=0.5, body_bytes_per_second=2000"
 HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
 GET = b"GET /models HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
@@ -22,25 +22,41 @@ RED = flat("red")
 
 @pytest.fixture(scope="module")
 def server(model_path):
-    with Server(model_path, limits=LIMITS) as server:
+    """One that waits, so that a machine which stands still for a moment changes nothing."""
+    with Server(model_path, limits=PATIENT) as server:
         yield server
-        found = server.outcomes()
-        assert found["ok"] > 0
-        assert found["too-slow"] > 3
-        assert found["refused"] > 1
-        assert found["client-error"] > 20
-        assert "server-error" not in found
-        assert server.end() == 0
+        found = _end(server)
+    assert found["refused"] > 1
+    assert found["client-error"] > 20
+    assert "too-slow" not in found
+
+
+@pytest.fixture(scope="module")
+def hasty(model_path):
+    """One that does not wait."""
+    with Server(model_path, limits=HASTY) as server:
+        yield server
+        found = _end(server)
+    assert found["too-slow"] > 3
+
+
+def _end(server):
+    found = server.outcomes()
+    assert found["ok"] > 0
+    assert "server-error" not in found
+    assert server.end() == 0
     assert "internal error" not in "".join(server.log)
     assert "Traceback" not in "".join(server.log)
+    return found
 
 
 @pytest.fixture(autouse=True)
-def _unharmed(server):
+def _unharmed(server, hasty):
     """Whatever a test did, the next request is answered."""
     yield
-    with server.client() as client:
-        assert client.post("/predict", content=RED).json()["predictions"][0]["label"] == "red"
+    for one in (server, hasty):
+        with one.client() as client:
+            assert client.post("/predict", content=RED).json()["predictions"][0]["label"] == "red"
 
 
 def length(n):
@@ -149,8 +165,8 @@ def part(name=b'name="f"; filename="a.png"', data=RED, headers=b""):
         ),
     ],
 )
-def test_refused(server, parts, status, code):
-    answer = server.talk(*parts)
+def test_refused(server, hasty, parts, status, code):
+    answer = (hasty if code == "too-slow" else server).talk(*parts)
     assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:300]
     assert b'"%s"' % code.encode() in answer
     assert b"content-security-policy" in answer
@@ -177,19 +193,18 @@ def test_bodies_together_are_limited(server):
         for _ in range(2):
             line = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
             line.sendall(HEAD + length(290_000) + b"\r\n" + bytes(280_000))
-        time.sleep(0.2)
-        answer = server.talk(HEAD + length(290_000) + CLOSE + bytes(290_000))
-    assert answer.startswith(b"HTTP/1.1 503 ")
-    assert b"overloaded" in answer
+        until(lambda: is_overloaded(server.talk(HEAD + length(290_000) + CLOSE + bytes(290_000))))
+
+
+def is_overloaded(answer):
+    return answer.startswith(b"HTTP/1.1 503 ") and b"overloaded" in answer
 
 
 @pytest.mark.parametrize("sent", [1000, 290_000], ids=["stands still", "a burst and then nothing"])
-def test_a_body_that_stands_still_is_not_waited_for(server, sent):
-    """However much of it came before."""
-    began = time.monotonic()
-    answer = server.talk(HEAD + length(300_000) + b"\r\n" + bytes(sent))
+def test_a_body_that_stands_still_is_not_waited_for(hasty, sent):
+    """However much of it came before; a whole body may take a minute."""
+    answer = hasty.talk(HEAD + length(300_000) + b"\r\n" + bytes(sent))
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert time.monotonic() - began < 2.2
 
 
 def test_an_image_of_too_many_pixels_has_a_row(server):
@@ -217,30 +232,33 @@ def test_endless_chunks_are_cut_off(server):
     [b"GET /models HTTP/1.1\r\nHost: localhost\r\nX: ", HEAD + length(200_000) + b"\r\n"],
     ids=["head", "body"],
 )
-def test_trickle_is_cut_off(server, head):
+def test_trickle_is_cut_off(hasty, head):
     """A byte now and then keeps no connection."""
-    began = time.monotonic()
-    with socket.create_connection(("127.0.0.1", server.port)) as line, contextlib.suppress(OSError):
+    deadline = time.monotonic() + 20
+    with socket.create_connection(("127.0.0.1", hasty.port)) as line:
         line.sendall(head)
-        while time.monotonic() - began < 6:
-            line.sendall(b"x")
-            time.sleep(0.05)
-    assert time.monotonic() - began < 3.5
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < deadline:
+                line.sendall(b"x")
+                time.sleep(0.05)
+            pytest.fail("it was kept")
 
 
 def test_slow_clients_do_not_hurt_others(server):
     head = HEAD + length(200_000) + b"\r\n"
+    lines = []
     with contextlib.ExitStack() as stack:
         for i in range(100):
             line = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
             line.sendall(head if i % 2 else head[: i % len(head)])
+            lines.append(line)
         with server.client() as client:
-            seconds = []
             for _ in range(30):
-                began = time.monotonic()
                 assert client.post("/predict", content=RED).status_code == 200
-                seconds.append(time.monotonic() - began)
-    assert sorted(seconds)[15] < 0.5
+        for line in lines:
+            line.setblocking(False)
+            with pytest.raises(BlockingIOError):  # they are still there
+                line.recv(1)
 
 
 def test_connections_are_limited(server):
@@ -252,12 +270,13 @@ def test_connections_are_limited(server):
         answer = lines[-1].recv(4096)
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"retry-after: 1" in answer.lower()
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:  # the server hears of the closed ones one by one
-        with contextlib.suppress(Exception), server.client() as client:
-            if client.get("/models").status_code == 200:
-                return
-    pytest.fail("no connection came free")
+    until(lambda: is_let_in(server))  # the server hears of the closed ones one by one
+
+
+def is_let_in(server):
+    with contextlib.suppress(httpx.TransportError), server.client() as client:
+        return client.get("/models").status_code == 200
+    return False
 
 
 def test_pipelined_requests_are_answered_in_order(server):
