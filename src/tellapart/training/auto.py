@@ -261,7 +261,7 @@ class AutoWay:
                 before = self._val_before(dataset)
                 prepare_all(way, dataset, progress)
                 fitted = way.fit(dataset, seed=seed, progress=progress)
-                after = _val_after(fitted)
+                after: tuple[float, float] | None = fitted.details["val_after"]
                 better = after is not None and (after[1], -after[0]) > (before[1], -before[0])
                 if better:
                     kept = replace(fitted, interrupted=False)
@@ -360,16 +360,3 @@ def _search_loss(fitted: Fitted) -> float:
     """Cross-validated log loss of a probe at the strength that was chosen."""
     losses: dict[str, float] = fitted.details["search_log_loss"]
     return min(losses.values())
-
-
-def _val_after(fitted: Fitted) -> tuple[float, float] | None:
-    """Log loss and accuracy on val of the epoch that was kept; None where the start was."""
-    best = fitted.details["best_epoch"]
-    if not best:
-        return None
-    entry = fitted.log[best - 1]
-    return (
-        (entry.val_loss, entry.val_accuracy)
-        if entry.val_loss is not None and entry.val_accuracy is not None
-        else None
-    )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tellapart.data.cache import MAX_MEMORY_BYTES
 from tellapart.data.dataset import Dataset
+from tellapart.evaluation.calibration import minimize_log_loss
 from tellapart.evaluation.familiarity import fit_familiarity
 from tellapart.imaging.decode import Pixels
 from tellapart.imaging.pool import map_ordered
@@ -40,7 +41,7 @@ from tellapart.training.gradient import LoopWay
 from tellapart.training.loop import IndexArray, LoopData, LoopResult, train_network
 from tellapart.training.loop_recipe import FinetuneRecipe
 from tellapart.training.objective import Objective
-from tellapart.training.probe import FloatMatrix, Probe, fit_probe, val_score
+from tellapart.training.probe import FloatMatrix, Probe, fit_head, fit_probe, log_losses, val_score
 from tellapart.training.probe_recipe import ProbeRecipe
 from tellapart.training.resume import checkpoint_folder
 from tellapart.training.tail import Tail, depth_below_head, tail_state
@@ -89,6 +90,31 @@ class ViewData(LoopData):
         return given, draws
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Ending:
+    """What may ship.
+
+    Attributes:
+        trunk: ONNX graph from images to embeddings.
+        head: from those to logits.
+        taught: (n, D) embeddings of train.
+        held_out: (m, K) logits of images that did not teach the head; of train where there are none.
+        kept: what it is, in words.
+        strength: L2 strength C of a probe; None for an output layer of the loop.
+        val: log loss in nats and accuracy on val; None without val, and where val taught.
+        is_trained: whether it comes out of the loop.
+    """
+
+    trunk: bytes = field(repr=False)
+    head: LinearHead
+    taught: FloatMatrix = field(repr=False)
+    held_out: FloatMatrix = field(repr=False)
+    kept: str
+    strength: float | None = None
+    val: tuple[float, float] | None = None
+    is_trained: bool = True
+
+
 class FinetuneWay(LoopWay[FinetuneRecipe], ABC):
     """The probe as a start, the loop from there, and whichever of the two is better on val."""
 
@@ -101,8 +127,8 @@ class FinetuneWay(LoopWay[FinetuneRecipe], ABC):
         """What is trained, with the probe's head as its output layer."""
 
     @abstractmethod
-    def _trunk(self, network: nn.Module) -> bytes:
-        """The ONNX graph from images to embeddings with what the network has learned."""
+    def _trunk(self, network: nn.Module, features: ProbeRecipe) -> bytes:
+        """The ONNX graph from images to embeddings as a probe takes them, with what the network has learned."""
 
     @abstractmethod
     def _depth(self, network: nn.Module) -> Callable[[str], int]:
@@ -136,23 +162,19 @@ class FinetuneWay(LoopWay[FinetuneRecipe], ABC):
                 out_of_time=self._out_of_time,
             )
         beaten = self._val_of_fallback(dataset, seed, progress) if self._falls_back else None
-        if learned := not self._falls_back or _is_better(result, beaten):
-            trunk, head = self._trunk(network), _output_layer(network, objective)
-            taught, val = self._embed(trunk, train, progress), dataset.used("val")
-            held_out = head.logits(self._embed(trunk, val, progress) if len(val) else taught)
-        else:  # the choice is made, and the images that made it may teach
-            fallback = recipe.fallback
-            probe = self._probe(fallback, dataset.used("train", "val"), seed, progress)
-            trunk, head = open_features(fallback)[0].onnx_bytes, probe.head
-            taught, held_out = self._embed(trunk, train, progress), probe.fold_logits
-        familiarity = fit_familiarity(taught, held_out, halves(train, seed)).score
-        embeddings = self._embed(trunk, calib, progress)
-        logits = head.logits(embeddings)
+        ending = None
+        if result.best_epoch or not self._falls_back:
+            ending = self._trained(network, objective, result, dataset, progress)
+        if ending is None or not _is_better(ending.val, beaten):
+            ending = self._fallen_back(dataset, seed, progress)
+        familiarity = fit_familiarity(ending.taught, ending.held_out, halves(train, seed)).score
+        embeddings = self._embed(ending.trunk, calib, progress)
+        logits = ending.head.logits(embeddings)
         scores = familiarity.score(embeddings, logits)
         return Fitted(
-            trunk=trunk,
-            embedding_dim=len(head.weight),
-            head=head,
+            trunk=ending.trunk,
+            embedding_dim=len(ending.head.weight),
+            head=ending.head,
             weights=open_features(recipe.probe)[0].weights,
             held_out_logits=logits,
             held_out_labels=calib.labels,
@@ -163,13 +185,71 @@ class FinetuneWay(LoopWay[FinetuneRecipe], ABC):
             scores=dict(zip(calib.contents, scores.tolist(), strict=True)),
             details={
                 **self._details(result, network),
-                "strength": probe.strength,
+                "strength": ending.strength,
                 "val_probe": beaten,
-                "best_epoch": result.best_epoch if learned else 0,
-                "kept": f"epoch {result.best_epoch}" if learned else "the probe: no epoch was better on val",
+                "val_after": ending.val,
+                "best_epoch": result.best_epoch if ending.is_trained else 0,
+                "kept": ending.kept,
             },
             log=tuple(result.log),
             interrupted=result.interrupted,
+        )
+
+    def _trained(
+        self, network: nn.Module, objective: Objective, result: LoopResult, dataset: Dataset, progress: Progress
+    ) -> "_Ending":
+        """The trained stages with the better of two heads: the output layer as it was trained, and a probe of what they give.
+
+        A probe may see more stages than the loop, which moves the last one most; whichever has the lower loss on val is kept,
+        each with its own temperature, since that is how it will answer.
+        """
+        recipe, train, val = self.recipe, dataset.used("train"), dataset.used("val")
+        trunk, head = self._trunk(network, recipe.probe), _output_layer(network, objective)
+        mean = f"the mean of {result.averaged_epochs} epochs"
+        kept = mean if result.averaged_epochs else f"epoch {result.best_epoch}"
+        if not (len(val) and result.best_epoch):
+            taught = self._embed(trunk, train, progress)
+            held_out = head.logits(self._embed(trunk, val, progress) if len(val) else taught)
+            return _Ending(trunk=trunk, head=head, taught=taught, held_out=held_out, kept=kept)
+        held_out = head.logits(self._embed(trunk, val, progress))
+        lowest, strength = _loss_at_best(val.labels, held_out), None
+        wide = self._trunk(network, recipe.fallback) if recipe.fallback != recipe.probe else trunk
+        taught, asked = self._embed(wide, train, progress), self._embed(wide, val, progress)
+        for tried in sorted(recipe.strengths):
+            refit = fit_head(taught, train.labels, strength=tried, class_weights=recipe.class_weights)
+            logits = refit.logits(asked)
+            loss = _loss_at_best(val.labels, logits)
+            if loss < lowest:
+                lowest, strength, head, held_out = loss, tried, refit, logits
+            elif strength is not None:
+                break  # it rises from here
+        if strength is not None:
+            trunk, kept = wide, f"{kept}, with a probe as its output layer"
+        elif wide != trunk:
+            taught = self._embed(trunk, train, progress)
+        return _Ending(
+            trunk=trunk,
+            head=head,
+            taught=taught,
+            held_out=held_out,
+            strength=strength,
+            val=val_score(val.labels, held_out),
+            kept=kept,
+        )
+
+    def _fallen_back(self, dataset: Dataset, seed: int, progress: Progress) -> "_Ending":
+        """The probe; the choice is made, and the images that made it may teach."""
+        fallback, both = self.recipe.fallback, dataset.used("train", "val")
+        trunk = open_features(fallback)[0].onnx_bytes
+        probe = self._probe(fallback, both, seed, progress)
+        return _Ending(
+            trunk=trunk,
+            head=probe.head,
+            taught=self._embed(trunk, dataset.used("train"), progress),
+            held_out=probe.fold_logits,
+            strength=probe.strength,
+            kept="the probe: no epoch was better on val",
+            is_trained=False,
         )
 
     def _probe(self, recipe: ProbeRecipe, train: Dataset, seed: int, progress: Progress) -> Probe:
@@ -237,10 +317,10 @@ class StagesWay(FinetuneWay):
     def _depth(self, network: nn.Module) -> Callable[[str], int]:  # noqa: ARG002  the names say it
         return depth_below_head
 
-    def _trunk(self, network: nn.Module) -> bytes:
+    def _trunk(self, network: nn.Module, features: ProbeRecipe) -> bytes:
         bundled = BUNDLED[self.recipe.backbone]
         state = tail_state(read_weights(self.recipe.backbone), network, bundled)
-        trunk = build_backbone(state, bundled, self.recipe.feature_stages, self.recipe.feature_pooling)
+        trunk = build_backbone(state, bundled, features.feature_stages, features.feature_pooling)
         content: bytes = trunk.SerializeToString()
         return content
 
@@ -283,14 +363,18 @@ class StagesWay(FinetuneWay):
         )
 
 
-def _is_better(result: LoopResult, beaten: tuple[float, float] | None) -> bool:
-    """Whether what was trained gets more val images right than the probe, or as many with a lower loss."""
-    if beaten is None or not result.best_epoch:
-        return bool(result.best_epoch)
-    entry = result.log[result.best_epoch - 1]
-    if entry.val_loss is None or entry.val_accuracy is None:
-        return True
-    return (entry.val_accuracy, -entry.val_loss) > (beaten[1], -beaten[0])
+def _is_better(val: tuple[float, float] | None, beaten: tuple[float, float] | None) -> bool:
+    """Whether what was trained gets more val images right than the probe, or as many with a lower loss; so without val."""
+    return val is None or beaten is None or (val[1], -val[0]) > (beaten[1], -beaten[0])
+
+
+def _loss_at_best(labels: IndexArray, logits: FloatMatrix) -> float:
+    """Mean log loss in nats at the temperature that suits these logits."""
+
+    def losses(temperature: float) -> NDArray[np.float64]:
+        return log_losses(labels, logits / np.float32(temperature))
+
+    return float(losses(minimize_log_loss(losses)).mean())
 
 
 def _output_layer(network: nn.Module, objective: Objective) -> LinearHead:

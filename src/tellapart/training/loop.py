@@ -113,10 +113,13 @@ class LoopResult:
 
     Attributes:
         log: one entry for each complete epoch.
-        best_epoch: the epoch whose weights were kept, counted from 1; 0 when none was completed, or none better than the start.
+        best_epoch: the epoch whose weights were kept, counted from 1; the last one where it was a mean; 0 when none was
+            completed, or none better than the start.
         interrupted: whether it was asked to stop before its end.
         seconds: that training took.
         val_before: log loss in nats and accuracy on val of the network as it came; None for one from nothing, or without val.
+        averaged_epochs: how many epochs' weights the kept ones are the mean of; 0 for those of a single epoch.
+        val_after: the same as ``val_before`` of what was kept; None where that is the start, or without val.
     """
 
     log: list[EpochLog]
@@ -124,6 +127,8 @@ class LoopResult:
     interrupted: bool
     seconds: float
     val_before: tuple[float, float] | None = None
+    averaged_epochs: int = 0
+    val_after: tuple[float, float] | None = None
 
 
 def train_network(
@@ -154,13 +159,17 @@ def train_network(
         checkpoints: read first; written after each epoch, every ``checkpoint_minutes`` and when interrupted.
         progress: called after each step with the number of images seen.
         on_epoch: called after each epoch; on going on, also for those that lie behind.
-        from_trained: whether the network answers well already. It is kept unless an epoch gets more val images right, or
-            as many with a lower loss; of a network from nothing, loss alone decides, since accuracy comes in coarse steps.
+        from_trained: whether the network answers well already. It is kept unless an epoch, or the mean of all epochs' weights,
+            gets more val images right, or as many with a lower loss; of a network from nothing, loss alone decides, since
+            accuracy comes in coarse steps, and there is no mean: its epochs lie too far apart.
         lr_scale: what the learning rate of a parameter is multiplied by, by its name.
         out_of_time: asked after each step; training ends there, and as it would after its last epoch, when it says so.
 
     Returns:
-        The log. The network holds the weights of the epoch that is best on val, or of the last without val images.
+        The log. The network holds the weights that are best on val, or the last epoch's without val images.
+
+    Source of the mean: Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization", section 3;
+    that it holds for what begins from one trained network: Wortsman et al. 2022, "Model soups", section 3.
 
     Raises:
         TrainingError: loss-not-finite, damaged-checkpoint.
@@ -190,6 +199,8 @@ def train_network(
         interrupted=interrupted,
         seconds=run.position.run_seconds,
         val_before=run.val_before,
+        averaged_epochs=run.averaged_epochs,
+        val_after=run.val_after,
     )
 
 
@@ -237,6 +248,9 @@ class _Run:
         self._optimizer = Optimizer(network, recipe, lr_scale)
         self._average = AveragedWeights(network, recipe.ema_decay) if recipe.ema_decay else None
         self._best: dict[str, Tensor] = {}
+        self._mean: dict[str, Tensor] = {}  # of the epochs' measured weights, for networks that began well
+        self.averaged_epochs = 0
+        self.val_after: tuple[float, float] | None = None  # once ``keep_best`` was called
         self._forward: Callable[[Tensor], Mapping[str, Tensor]] = self._network
         self._precision = _autocast_dtype(recipe, self._device)
         self._drops_out = any(isinstance(module, nn.Dropout) for module in network.modules())
@@ -332,6 +346,8 @@ class _Run:
             train_loss, train_accuracy = self._measure(self._sample)
             val_loss, val_accuracy = self._measure(self._data.val) if len(self._data.val) else (None, None)
             self._remember(val_loss, val_accuracy)
+            if self._from_trained:
+                self._add_to_mean()
         entry = EpochLog(
             epoch=position.epoch,
             epochs=self._recipe.epochs,
@@ -350,22 +366,43 @@ class _Run:
         position.step, position.loss_sum, position.correct_sum, position.epoch_seconds = 0, 0.0, 0.0, 0.0
         return entry
 
-    def _remember(self, val_loss: float | None, val_accuracy: float | None) -> None:
-        """Keep the weights that are measured now if val finds them best; without val the newest."""
+    def _remember(self, val_loss: float | None, val_accuracy: float | None) -> bool:
+        """Keep the weights that are measured now if val finds them best; without val the newest. Returns whether they were."""
         position = self.position
         rank = None
         if val_loss is not None and val_accuracy is not None:
             rank = [val_accuracy if self._from_trained else 0.0, -val_loss]
-        if rank is None or position.best_rank is None or rank > position.best_rank:
-            position.best_rank, position.best_epoch = rank, position.epoch
-            self._best = {name: value.detach().clone() for name, value in self._network.state_dict().items()}
+        if rank is not None and position.best_rank is not None and rank <= position.best_rank:
+            return False
+        position.best_rank, position.best_epoch = rank, position.epoch
+        self._best = _copies(self._network)
+        return True
 
     def keep_best(self) -> None:
         """Put the best weights into the network; before the end of the first epoch, those of the moment."""
+        position = self.position
+        if position.best_epoch:
+            entry = self.log[position.best_epoch - 1]
+            if entry.val_loss is not None and entry.val_accuracy is not None:
+                self.val_after = entry.val_loss, entry.val_accuracy
+        if position.epoch > 1 and self._mean and len(self._data.val):
+            self._network.load_state_dict(self._mean)
+            measured = self._measure(self._data.val)
+            if self._remember(*measured):
+                self.averaged_epochs, self.val_after = position.epoch, measured
         if self._best:
             self._network.load_state_dict(self._best)
         elif self._average:
             self._network.load_state_dict(self._average.state)
+
+    def _add_to_mean(self) -> None:
+        """Of all epochs the same share."""
+        if not self._mean:
+            self._mean = _copies(self._network)
+            return
+        for name, value in self._network.state_dict().items():
+            if value.is_floating_point():
+                self._mean[name].lerp_(value.detach(), 1 / self.position.epoch)
 
     @contextmanager
     def _measured_weights(self) -> Iterator[None]:
@@ -373,7 +410,7 @@ class _Run:
         if self._average is None:
             yield
             return
-        own = {name: value.detach().clone() for name, value in self._network.state_dict().items()}
+        own = _copies(self._network)
         self._network.load_state_dict(self._average.state)
         try:
             yield
@@ -406,6 +443,7 @@ class _Run:
         """This moment."""
         tensors = {f"network.{name}": value for name, value in self._network.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self._best.items()}
+        tensors |= {f"mean.{name}": value for name, value in self._mean.items()}
         tensors |= {f"optimizer.{name}": value for name, value in self._optimizer.state.items()}
         if self._average:
             tensors |= {f"average.{name}": value for name, value in self._average.state.items()}
@@ -420,14 +458,18 @@ class _Run:
         """
         if checkpoint is None:
             return
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "optimizer": {}, "average": {}}
+        parts: dict[str, dict[str, Tensor]] = {
+            name: {} for name in ("network", "best", "mean", "optimizer", "average")
+        }
         try:
             for name, value in checkpoint.tensors.items():
                 part, _, rest = name.partition(".")
                 parts[part][rest] = value
             self.position = _Position(**checkpoint.state["position"])
             self._network.load_state_dict(parts["network"])
-            self._best = {name: value.to(self._device) for name, value in parts["best"].items()}
+            self._best, self._mean = (
+                {name: value.to(self._device) for name, value in parts[part].items()} for part in ("best", "mean")
+            )
             if self._average:
                 self._average.steps = self.position.averaged_steps
                 for name, value in parts["average"].items():
@@ -437,6 +479,10 @@ class _Run:
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             hint = "delete the run folder's checkpoint folder and train again"
             raise TrainingError("damaged-checkpoint", f"it is of another run: {error}", hint=hint) from error
+
+
+def _copies(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
 def class_logits(network: nn.Module, objective: Objective, data: LoopData, rows: IndexArray) -> Tensor:

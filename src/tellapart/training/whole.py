@@ -18,6 +18,7 @@ from tellapart.training.finetune import FinetuneWay
 from tellapart.training.loop import ImageData
 from tellapart.training.loop_recipe import FinetuneRecipe
 from tellapart.training.objective import Objective
+from tellapart.training.probe_recipe import ProbeRecipe
 from tellapart.training.tail import second_against_first
 
 
@@ -69,7 +70,7 @@ class WholeWay(FinetuneWay):
 
         return depth
 
-    def _trunk(self, network: nn.Module) -> bytes:
+    def _trunk(self, network: nn.Module, features: ProbeRecipe) -> bytes:  # noqa: ARG002  timm's own embedding
         inner = network.cpu().eval().get_submodule("network")
         content: bytes = export(replace(self._pretrained, network=inner)).SerializeToString()
         return content
