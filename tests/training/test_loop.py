@@ -80,7 +80,16 @@ def build(data, recipe, classes, seed=0):
 
 
 def train(
-    recipe, data=None, *, seed=0, classes=3, network=None, checkpoints=None, progress=no_progress, **objective
+    recipe,
+    data=None,
+    *,
+    seed=0,
+    classes=3,
+    network=None,
+    checkpoints=None,
+    progress=no_progress,
+    from_trained=False,
+    **objective,
 ):
     """A network built from the recipe, trained; its log as it was told, and the result."""
     data = data or toy(classes=classes)
@@ -97,6 +106,7 @@ def train(
         checkpoints=checkpoints or NoCheckpoints(),
         progress=progress,
         on_epoch=told.append,
+        from_trained=from_trained,
     )
     assert told == result.log
     return network, result
@@ -627,6 +637,47 @@ def test_the_weights_of_the_lowest_val_loss_are_kept():
     assert float(F.cross_entropy(logits, torch.from_numpy(data.labels[data.val]))) == pytest.approx(min(losses))
 
 
+@pytest.mark.parametrize(
+    ("lr", "epochs", "val", "averaged"),
+    [(0.003, 5, 90, True), (0.01, 5, 90, False), (0.003, 1, 90, False), (0.003, 5, 0, False)],
+)
+def test_of_a_trained_network_the_mean_of_the_epochs_is_kept_where_val_prefers_it(lr, epochs, val, averaged):
+    data = toy(val=val)
+    recipe = settings(epochs=epochs, lr=lr)
+    network = build(data, recipe, 3)
+    objective = Classification(class_weights=torch.ones(3))
+    states = []
+
+    def note(*_):
+        states.append(weights_of(network))
+
+    _, result = train(recipe, data, network=network, progress=note, from_trained=True)
+    ends = states[4::5]
+    mean = {name: torch.stack([end[name] for end in ends]).mean(dim=0) for name in ends[0]}
+    kept = weights_of(network)
+    same = all(torch.allclose(kept[name], mean[name], atol=1e-6) for name in mean)
+    assert (result.averaged_epochs, same or epochs == 1) == (epochs if averaged else 0, averaged or epochs == 1)
+    if val:
+        found = _measured(network, objective, data)
+        assert result.val_after == pytest.approx(found)
+        single = max((entry.val_accuracy, -entry.val_loss) for entry in result.log)
+        assert not averaged or (found[1], -found[0]) > single
+    else:
+        assert (result.best_epoch, result.val_after) == (epochs, None)
+
+
+def _measured(network, objective, data):
+    logits, labels = class_logits(network, objective, data, data.val), torch.from_numpy(data.labels[data.val])
+    return float(F.cross_entropy(logits, labels)), float((logits.argmax(dim=1) == labels).float().mean())
+
+
+def test_a_network_from_nothing_has_no_mean():
+    _, result = train(settings(epochs=4, lr=0.1, optimizer="sgd", schedule="constant"))
+    assert result.averaged_epochs == 0
+    entry = result.log[result.best_epoch - 1]
+    assert result.val_after == (entry.val_loss, entry.val_accuracy)
+
+
 # When something breaks
 
 
@@ -717,19 +768,21 @@ def _handler():
 
 
 @pytest.mark.usefixtures("_handler")
+@pytest.mark.parametrize("from_trained", [False, True])
 @pytest.mark.parametrize("name", RESUMED)
-def test_a_run_stopped_after_any_step_ends_with_the_same_bits(name, tmp_path):
+def test_a_run_stopped_after_any_step_ends_with_the_same_bits(name, from_trained, tmp_path):
     recipe = settings(layers=FULL, **RESUMED[name])
-    network, expected = train(recipe, checkpoints=CheckpointFolder(tmp_path / "whole"))
+    network, expected = train(recipe, checkpoints=CheckpointFolder(tmp_path / "whole"), from_trained=from_trained)
     for step in range(1, 15):
         folder = CheckpointFolder(tmp_path / str(step))
-        _, stopped = train(recipe, checkpoints=folder, progress=stopping_at({step}))
+        _, stopped = train(recipe, checkpoints=folder, progress=stopping_at({step}), from_trained=from_trained)
         assert stopped.interrupted
         assert len(stopped.log) == step // 5
-        other, found = train(recipe, checkpoints=folder)
+        other, found = train(recipe, checkpoints=folder, from_trained=from_trained)
         assert same_bits(weights_of(other), weights_of(network)), step
         assert without_clock(found.log) == without_clock(expected.log)
         assert found.best_epoch == expected.best_epoch
+        assert found.val_after == expected.val_after
         assert not found.interrupted
         assert found.seconds > stopped.seconds
 
