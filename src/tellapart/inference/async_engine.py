@@ -1,7 +1,8 @@
 """An engine for an event loop: images one by one, as many at once as the processor has streams."""
 
 import asyncio
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from tellapart.imaging.decode import Pixels
 from tellapart.imaging.pool import cpu_count
 from tellapart.inference.engine import Outputs, Precision, best_precision, compile_model, output_names
 
-LIMIT_SECONDS = 20.0
 _MOMENT_SECONDS = 1.0
 _LOOK_SECONDS = 1.0
 
@@ -42,7 +42,7 @@ class AsyncEngine:
         input_size_px: int,
         precision: Precision | None = None,
         outputs: Collection[str] | None = None,
-        limit_seconds: float = LIMIT_SECONDS,
+        limit_seconds: float = math.inf,
     ) -> None:
         self.precision: Precision = precision or best_precision()
         self._model = compile_model(
@@ -68,8 +68,12 @@ class AsyncEngine:
         """Whether all that is under way has exceeded its time, so that no more can begin."""
         return self._late == self._places
 
-    async def run(self, pixels: Pixels) -> Outputs:
-        """Every output for one image, (S, S, 3) uint8; those who come first are served first.
+    async def run(self, pixels: Pixels, require_wanted: Callable[[], None] | None = None) -> Outputs:
+        """Every output for one image; those who come first are served first.
+
+        Args:
+            pixels: (S, S, 3) uint8.
+            require_wanted: called when the image's turn comes; what it raises spares the work.
 
         Raises:
             ModelError: inference-timeout.
@@ -79,6 +83,12 @@ class AsyncEngine:
         if pixels.shape != self._shape:
             raise ValueError(f"expected {self._shape}, got {pixels.shape}")
         place = await self._take()
+        if require_wanted is not None:
+            try:
+                require_wanted()
+            except BaseException:
+                self._free.put_nowait(place)
+                raise
         place.images[0] = pixels
         job = _Job(self, place)
         job.start(place.request, self._limit_seconds)
