@@ -111,6 +111,20 @@ def test_a_failed_inference_is_an_error_and_no_loss():
     assert free == cpu_count() + 1
 
 
+def test_who_has_gone_costs_no_inference(engines):
+    ours, _ = engines
+
+    def require_wanted():
+        raise LookupError
+
+    async def ask():
+        with pytest.raises(LookupError):
+            await ours.run(IMAGES[0], require_wanted)
+        return ours._free.qsize()
+
+    assert asyncio.run(ask()) == cpu_count() + 1
+
+
 class HungRequest:
     """Takes the place of one of OpenVINO's; ends when it is told to."""
 
