@@ -15,6 +15,7 @@ from tiny import SIDE_PX, tiny_model
 from tellapart.errors import ModelError
 from tellapart.imaging.pool import cpu_count
 from tellapart.inference.async_engine import AsyncEngine
+from tellapart.inference.bundled import open_backbone
 from tellapart.inference.engine import OpenVINOEngine
 
 N = 40
@@ -37,6 +38,21 @@ def test_many_at_once_as_one_after_another(engines):
     found = asyncio.run(ask())
     assert set(found[0]) == {"probs"}
     assert np.allclose([outputs["probs"] for outputs in found], other.run(IMAGES)["probs"], atol=1e-6)
+
+
+def test_an_answer_is_the_same_bit_for_bit_whatever_else_is_under_way():
+    """The bundled backbone, whose kernels might add up in another order."""
+    side = 64
+    engine = AsyncEngine(open_backbone("efficientnet_lite0").onnx_bytes, input_size_px=side)
+    images = np.random.default_rng(0).integers(0, 256, (N, side, side, 3), dtype=np.uint8)
+
+    async def ask():
+        alone = [await engine.run(image) for image in images]
+        return alone, await asyncio.gather(*(engine.run(image) for image in images))
+
+    alone, among_others = asyncio.run(ask())
+    for one, other in zip(alone, among_others, strict=True):
+        assert one["embedding"].tobytes() == other["embedding"].tobytes()
 
 
 def test_who_gives_up_leaves_the_engine_whole(engines):
@@ -193,6 +209,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 from tellapart.errors import ModelError
 from tellapart.inference.async_engine import AsyncEngine
+from tellapart.inference.bundled import open_backbone
 
 value = helper.make_tensor_value_info
 body = helper.make_graph(
