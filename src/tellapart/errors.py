@@ -97,6 +97,7 @@ CODES = MappingProxyType(
         "bad-token": "the token for the server is missing, too short or not of plain characters",
         "decoder-crashed": "decoding the image ended the process that did it; the server goes on",
         "decode-timeout": "decoding the image took longer than the limit",
+        "inference-timeout": "the model took longer than the limit",
         "bad-request": "the request is not of the form that the route takes",
         "body-too-large": "the request has more bytes than the limit",
         "too-many-parts": "the request has more parts than the limit",

@@ -38,9 +38,9 @@ def until(condition, seconds=20.0):
 
 
 class Server:
-    """``tellapart serve`` as a user starts it; changes to the limits stand in for long waits."""
+    """``tellapart serve`` as a user starts it; changes to the limits stand in for long waits, ``before`` for what breaks."""
 
-    def __init__(self, *arguments, limits="", env=None):
+    def __init__(self, *arguments, limits="", before="", env=None):
         program = (
             "from tellapart.serving import settings, run\n"
             "from tellapart.cli import main\n"
@@ -48,6 +48,7 @@ class Server:
             "settings.Settings.__dataclass_fields__['limits'].default_factory = changed\n"
             "original = settings.Settings\n"
             "settings.Settings = lambda **values: original(**{'limits': changed(), **values})\n"
+            f"{before}\n"
             "main()"
         )
         self.process = subprocess.Popen(

@@ -54,7 +54,7 @@ class Counted:
 
 @pytest.fixture
 def shelf(model_path):
-    return Shelf([str(model_path)])
+    return Shelf([str(model_path)], 20.0)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_request_holds_its_room_as_long_as_any_of_its_images_is_under_way(shel
 def test_heat_maps_beyond_their_room_are_refused(shelf):
     async def run():
         decoders = Decoders()
-        explainer = Explainer(decoders, Room(1))
+        explainer = Explainer(decoders, Room(1), 60.0)
         first = asyncio.create_task(explainer.explain(shelf.get(), b"a", ""))
         await asyncio.sleep(0)
         with pytest.raises(RequestError, match="overloaded"):
@@ -125,7 +125,7 @@ def test_what_is_kept(shelf, tmp_path, monkeypatch, limits, is_idle, contents, k
 def test_the_same_file_once_more_replaces_no_model(tmp_path, monkeypatch):
     """A new date, the same content: who asks goes on with the engine there is."""
     path = write_model(tmp_path / "model.onnx", tiny_model())
-    shelf = Shelf([str(path)])
+    shelf = Shelf([str(path)], 20.0)
     opened = []
 
     def open_model(*arguments):

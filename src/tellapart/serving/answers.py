@@ -76,11 +76,11 @@ class Answers:
             images: uploads, or (N, S, S, 3) uint8 inputs of the model.
             coverage: of the prediction sets; the model's own when None.
             keep: whether uploads may be kept for labelling.
-            require_wanted: called before an upload is decoded; what it raises ends the request.
+            require_wanted: called before an upload is decoded and before the model is asked; what it raises ends the request.
 
         Raises:
             RequestError: overloaded, too-many-parts.
-            ModelError: no-such-coverage.
+            ModelError: no-such-coverage, inference-timeout.
         """
         if coverage is not None:
             require_coverage(model.card, coverage)
@@ -112,7 +112,7 @@ class Answers:
                 if isinstance(image, Upload)
                 else image
             )
-            said = decide(name, await model.engine.run(pixels), model.card, coverage)
+            said = decide(name, await model.engine.run(pixels, require_wanted), model.card, coverage)
         except ImageError as error:
             said = Prediction(path=name, verdict="error", error=error.code)
         self._measures.count_answer(model, said)

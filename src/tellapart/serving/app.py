@@ -14,6 +14,7 @@ from tellapart.serving.answers import Answers
 from tellapart.serving.description import describe_model
 from tellapart.serving.documents import json_response, prediction_row
 from tellapart.serving.explaining import Explainer
+from tellapart.serving.guard import LOG
 from tellapart.serving.measures import Measures
 from tellapart.serving.open_inference_routes import build_routes
 from tellapart.serving.protocol import wanted_by
@@ -129,6 +130,8 @@ def _add_errors(app: FastAPI) -> None:
 
     async def refused(request: Request, error: Exception) -> Response:
         refusal = _as_ours(error)
+        if refusal.code == "inference-timeout":
+            LOG.error("%s", refusal)
         headers = {name.decode(): value.decode() for name, value in refusal_headers(refusal)}
         return Response(refusal_bytes(refusal, request.url.path), status_of(refusal), headers)
 

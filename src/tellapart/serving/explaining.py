@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
+from tellapart.errors import ModelError
 from tellapart.evaluation.task import RULES
 from tellapart.explain.colors import Scale
 from tellapart.explain.occlusion import occlusion_map
@@ -30,11 +31,14 @@ class Explainer:
     Args:
         decoders: where images are decoded.
         room: for requests that are taken in.
+        limit_seconds: how long one may take, from when its turn comes.
     """
 
-    def __init__(self, decoders: Decoders, room: Room) -> None:
+    def __init__(self, decoders: Decoders, room: Room, limit_seconds: float) -> None:
         self._decoders = decoders
         self._room = room
+        self._limit_seconds = limit_seconds
+        self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="explain")
         self._engines: OrderedDict[tuple[str, str], OpenVINOEngine] = OrderedDict()
 
@@ -47,22 +51,34 @@ class Explainer:
             model: answers.
             data: the image file's bytes.
             class_name: the most probable one when empty.
-            require_wanted: called before the image is decoded; what it raises ends the request.
+            require_wanted: called before the image is decoded and when its turn comes; what it raises ends the request.
 
         Raises:
             RequestError: overloaded, unknown-class.
             ImageError: the image cannot be decoded.
+            ModelError: inference-timeout.
         """
         if class_name and class_name not in model.card.class_names:
             raise refuse("unknown-class", "the model has no such class", hint="GET /model lists its class_names")
         with self._room.take(1):
             pixels = await self._decoders.decode(data, model.card.preprocess, require_wanted)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, self._picture, model, pixels, class_name)
+            async with self._turn:
+                if require_wanted is not None:
+                    require_wanted()
+                return await self._in_time(model, pixels, class_name)
 
     def close(self) -> None:
-        """Finish."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Take nothing more; nobody waits for what is under way."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_time(self, model: ServedModel, pixels: Pixels, class_name: str) -> bytes:
+        work = asyncio.get_running_loop().run_in_executor(self._thread, self._picture, model, pixels, class_name)
+        done, _ = await asyncio.wait([work], timeout=self._limit_seconds)
+        if not done:
+            self.close()
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="explain")
+            raise ModelError("inference-timeout", f"a heat map may take {self._limit_seconds:g} seconds")
+        return work.result()
 
     def _picture(self, model: ServedModel, pixels: Pixels, class_name: str) -> bytes:
         card, engine = model.card, self._engine(model)

@@ -9,6 +9,7 @@ from tellapart.serving.contract import INFER, SAID
 from tellapart.serving.documents import json_response
 from tellapart.serving.open_inference import describe_tensors, read_request, write_response
 from tellapart.serving.protocol import wanted_by
+from tellapart.serving.refusals import refuse
 from tellapart.serving.settings import Limits
 from tellapart.serving.shelf import ServedModel, Shelf
 
@@ -64,7 +65,7 @@ def _add_health(routes: APIRouter, shelf: Shelf) -> None:
 
     @routes.get("/health/ready")
     async def ready() -> Response:
-        """Whether all models answer, and whether a newer file of one is not used because it is unsound."""
+        """Whether all models answer, which one that hangs does not; whether a newer file is not used because it is unsound."""
         return json_response({"ready": True, "models": [_state(shelf, shelf.get(name)) for name in shelf.names]})
 
     @routes.get(_MODEL + "/ready")
@@ -75,6 +76,8 @@ def _add_health(routes: APIRouter, shelf: Shelf) -> None:
 
 
 def _state(shelf: Shelf, model: ServedModel) -> dict[str, Any]:
+    if model.engine.hangs:
+        raise refuse("inference-timeout", "the model answers no more")
     return {
         "name": model.name,
         "version": model.version,

@@ -22,6 +22,7 @@ STATUSES: Mapping[str, int] = MappingProxyType(
         "wrong-host": 421,
         "head-too-large": 431,
         "internal-error": 500,
+        "inference-timeout": 500,
         "overloaded": 503,
     }
 )

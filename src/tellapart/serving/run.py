@@ -81,7 +81,7 @@ def serve(models: Sequence[str], settings: Settings, on_ready: Callable[[str], N
     _begin_log(settings)
     if needs_token(settings.host) and not settings.token:
         raise RequestError("bad-token", f"others can reach {settings.host}, so a token is needed")
-    shelf = Shelf(models)
+    shelf = Shelf(models, settings.limits.inference_seconds)
     with _listening(settings) as listener:
         asyncio.run(_serve(shelf, settings, listener, on_ready))
 
@@ -131,7 +131,7 @@ async def _serve(
         cpu_count(), limits=limits.image, seconds=limits.decode_seconds, on_loss=measures.count_loss
     )
     collector = Collector(settings.collect, decoders)
-    explainer = Explainer(decoders, Room(limits.explain_requests))
+    explainer = Explainer(decoders, Room(limits.explain_requests), limits.explain_seconds)
     app = build_app(shelf, Answers(decoders, room, measures, collector), explainer, measures, settings)
     guard = Guard(app, settings, measures, lambda: room.full)
     protocol = type("Protocol", (LimitedProtocol,), {"limits": limits, "measures": measures})

@@ -25,6 +25,8 @@ class Limits:
         connections: open at a time.
         pipelined: requests that one connection may send ahead of the one that is answered.
         decode_seconds: one image.
+        inference_seconds: one image; noticed within a second.
+        explain_seconds: one heat map, from when its turn comes.
         look_seconds: between two looks at the model files.
         shutdown_seconds: for what is under way when the server is asked to end.
         image: one image file.
@@ -44,6 +46,8 @@ class Limits:
     connections: int = 512
     pipelined: int = 8
     decode_seconds: float = 10.0
+    inference_seconds: float = 20.0
+    explain_seconds: float = 60.0
     look_seconds: float = 0.5
     shutdown_seconds: float = 30.0
     image: DecodeLimits = field(default_factory=lambda: DecodeLimits(max_bytes=32 * 2**20))

@@ -55,13 +55,15 @@ class Shelf:
 
     Args:
         arguments: model files, each a path or ``NAME=PATH``.
+        inference_seconds: how long an inference may take.
 
     Raises:
         ModelError: a file cannot be used.
         RequestError: model-names-clash.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], inference_seconds: float) -> None:
+        self._inference_seconds = inference_seconds
         self._places: dict[str, _Place] = {}
         for argument in arguments:
             name, path = _named(argument)
@@ -69,7 +71,8 @@ class Shelf:
                 message = f"two models would be served as {name!r}"
                 raise RequestError("model-names-clash", message, hint=f"name one: other={path}")
             identity = _identity(path)
-            self._places[name] = _Place(path=path, model=open_model(name, path), identity=identity)
+            model = open_model(name, path, inference_seconds)
+            self._places[name] = _Place(path=path, model=model, identity=identity)
 
     @property
     def names(self) -> list[str]:
@@ -107,7 +110,7 @@ class Shelf:
         if identity is None or identity == place.identity:
             return  # a file that is gone for a moment is about to be replaced; the model in memory goes on
         try:
-            model = await asyncio.to_thread(open_model, name, place.path)
+            model = await asyncio.to_thread(open_model, name, place.path, self._inference_seconds)
         except Exception as error:  # noqa: BLE001  whatever a strange file brings about, the watch goes on
             place.error = error.code if isinstance(error, ModelError) else "damaged-model"
             place.identity = identity
@@ -124,7 +127,7 @@ class Shelf:
         old.engine.retire()
 
 
-def open_model(name: str, path: Path) -> ServedModel:
+def open_model(name: str, path: Path, inference_seconds: float) -> ServedModel:
     """Read, verify, compile and warm up a model.
 
     Raises:
@@ -132,7 +135,10 @@ def open_model(name: str, path: Path) -> ServedModel:
     """
     file = read_model(path)
     engine = AsyncEngine(
-        file.onnx_bytes, input_size_px=file.card.preprocess.input_size_px, outputs=VERDICT_OUTPUTS
+        file.onnx_bytes,
+        input_size_px=file.card.preprocess.input_size_px,
+        outputs=VERDICT_OUTPUTS,
+        limit_seconds=inference_seconds,
     )
     return ServedModel(name=name, version=sha256(file.onnx_bytes)[:_VERSION_DIGITS], file=file, engine=engine)
 
