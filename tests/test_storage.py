@@ -1,10 +1,13 @@
 """Nothing under its final name is ever half-written, and a run folder has one owner."""
 
+import errno
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import platformdirs
 import pytest
 
@@ -14,6 +17,7 @@ from tellapart.storage import (
     cache_folder,
     locked_folder,
     read_checked,
+    room_for,
     sha256,
     write_bytes,
     write_checked,
@@ -234,3 +238,32 @@ def test_cache_folder(monkeypatch, given, expected):
 
 def test_sha256():
     assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_disk_without_room_is_no_map(tmp_path, monkeypatch):
+    """What is mapped all the same ends the process when it is written to."""
+    monkeypatch.setenv("TELLAPART_CACHE", str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        with pytest.raises(StorageError) as caught:
+            room_for((2**21,), np.uint8, memory_bytes=0)
+        room = room_for((2**19, 2), np.uint8, memory_bytes=2**20 - 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.code == "cannot-write"
+    assert (type(room), room.shape) == (np.memmap, (2**19, 2))
+    room[:] = 7
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_says_where_else_to_go(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("TELLAPART_CACHE", str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StorageError) as caught:
+        room_for((10,), np.float16, memory_bytes=19)
+    assert "TELLAPART_CACHE" in caught.value.hint
+    assert type(room_for((10,), np.float16, memory_bytes=20)) is np.ndarray

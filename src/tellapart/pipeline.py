@@ -108,6 +108,7 @@ def train(
     Raises:
         TellapartError: the images, the recipe or the folder are at fault; its code and hint say how.
     """
+    began = time.monotonic()
     recipe = build_recipe(recipe, settings) if isinstance(recipe, str) else recipe
     run = UnfinishedRun(source=_lasting_name(source), options=options, recipe=recipe, seed=seed)
     dataset = _open(source, options)
@@ -116,7 +117,9 @@ def train(
     )  # what is wrong with them is said before anything is done
     with locked_folder(Path(out) if out else default_folder(source)) as folder:
         begin_run(folder, run)
-        return _train(dataset, run, folder, tensorboard=tensorboard, progress=progress, on_epoch=on_epoch)
+        return _train(
+            dataset, run, folder, tensorboard=tensorboard, progress=progress, on_epoch=on_epoch, began=began
+        )
 
 
 def resume(
@@ -204,10 +207,11 @@ def _train(
     tensorboard: bool,
     progress: Progress,
     on_epoch: Callable[[EpochLog], None],
+    began: float | None = None,
 ) -> Run:
     """The way of every run, new or gone on with, in a folder that is held."""
     clock = _Clock()
-    way = open_way(run.recipe, folder, on_epoch=on_epoch, tensorboard=tensorboard)
+    way = open_way(run.recipe, folder, on_epoch=on_epoch, tensorboard=tensorboard, began=began)
     with clock.stage("read"):
         dataset = check_contents(dataset, progress)
         require_enough(dataset)

@@ -5,8 +5,10 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import secrets
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,13 +157,38 @@ class CachedRows:
         self._fresh = {}
 
 
+def room_for(shape: tuple[int, ...], dtype: np.typing.DTypeLike, *, memory_bytes: int) -> NDArray[Any]:
+    """Room for an array: in memory, or in a file of the cache folder that has no name and goes with the process.
+
+    The disk gives all of it at once: a map that it has no room for would end the process when it is written to.
+
+    Args:
+        shape: of the array.
+        dtype: of its values.
+        memory_bytes: what may lie in memory.
+
+    Raises:
+        StorageError: cannot-write, when the disk has no room.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size <= memory_bytes:
+        return np.empty(shape, dtype=dtype)
+    folder = cache_folder()
+    with writing(folder, elsewhere="set TELLAPART_CACHE to a folder that has more"):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  the map keeps it open
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+
+
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the system's errors while writing ``path`` into a StorageError."""
+def writing(path: Path, elsewhere: str = "choose another folder with --out") -> Iterator[None]:
+    """Turn the system's errors while writing ``path`` into a StorageError; ``elsewhere`` is what to do about a full disk."""
     try:
         yield
     except OSError as error:
-        hint = "free some space, or choose another folder with --out" if error.errno == errno.ENOSPC else ""
+        hint = f"free some space, or {elsewhere}" if error.errno == errno.ENOSPC else ""
         raise StorageError("cannot-write", f"{path}: {error.strerror or error}", hint=hint) from error
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,7 +31,7 @@ from tellapart.training.recipes import build_recipe
 @pytest.fixture
 def no_hurry(monkeypatch):
     """A clock that stands still: everything that may be tried has time."""
-    monkeypatch.setattr(auto_module, "Budget", lambda seconds, _: Budget(seconds, lambda: 0.0))
+    monkeypatch.setattr(auto_module, "Budget", lambda seconds, *_: Budget(seconds, lambda: 0.0))
 
 
 @pytest.fixture
@@ -364,6 +365,25 @@ def test_a_loop_has_the_settings_that_were_given(tmp_path):
     loop = way._finetune(recipe.as_probe(), auto_module._EXTENTS[-1])
     assert {name: getattr(loop, name) for name in given} == given
     assert (loop.input_size_px, loop.class_weights, loop.coverage) == (96, "balanced", 0.9)
+
+
+def test_a_budget_begins_before_the_source_is_opened(photos, tmp_path, monkeypatch):
+    """Listing a large folder takes its time, too."""
+    began, opened = [], []
+
+    def budget(seconds, clock, since):
+        began.append(since)
+        return Budget(seconds, clock, since)
+
+    def opening(*arguments):
+        opened.append(time.monotonic())
+        return open_dataset(*arguments)
+
+    monkeypatch.setattr(auto_module, "Budget", budget)
+    monkeypatch.setattr(pipeline, "open_dataset", opening)
+    settings = {"budget_seconds": 600.0, "searches": (), "val_fraction": 0.0}
+    tellapart.train(photos, recipe="auto", settings=settings, out=tmp_path / "run")
+    assert began[0] < opened[0]
 
 
 @pytest.mark.usefixtures("no_hurry")

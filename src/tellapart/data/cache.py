@@ -1,6 +1,5 @@
 """Decoded images, each computed once: kept in the cache by the content of the image."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from tellapart.imaging.decode import DECODE_REVISION, Pixels, StoredImage
 from tellapart.imaging.pool import batched, map_ordered
 from tellapart.imaging.preprocess import load_input
 from tellapart.records import Preprocess, Progress, no_progress
-from tellapart.storage import ArrayCache, cache_folder, sha256
+from tellapart.storage import ArrayCache, cache_folder, room_for, sha256
 
 MAX_MEMORY_BYTES = 2 * 2**30
 """More pixels than this are kept in a memory map, not in memory."""
@@ -54,7 +53,7 @@ def decode_files(
         The images, and the errors of those that cannot be decoded by content hash.
     """
     side = preprocess.input_size_px
-    pixels = _empty((len(files), side, side, 3))
+    pixels = room_for((len(files), side, side, 3), np.uint8, memory_bytes=MAX_MEMORY_BYTES)
     rows: dict[str, int] = {}
     key = sha256(f"{preprocess} {DECODE_REVISION}".encode())
     cache = ArrayCache(cache_folder() / "pixels" / key[:32])
@@ -109,13 +108,3 @@ def _load(image: str | StoredImage, preprocess: Preprocess) -> Pixels | ImageErr
         return load_input(image, preprocess)
     except ImageError as error:
         return error
-
-
-def _empty(shape: tuple[int, ...]) -> Pixels:
-    """Room for images: in memory, or in a file without a name that goes with the process."""
-    if np.prod(shape) <= MAX_MEMORY_BYTES:
-        return np.empty(shape, dtype=np.uint8)
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  the map keeps it open
-    return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)

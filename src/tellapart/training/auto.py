@@ -55,6 +55,7 @@ class AutoWay:
         folder: the run's own.
         on_epoch: called after each epoch of a gradient loop.
         clock: what is asked for the time.
+        began: when the budget began, by the clock; now when None.
     """
 
     def __init__(
@@ -64,12 +65,13 @@ class AutoWay:
         *,
         on_epoch: Callable[[EpochLog], None],
         clock: Clock = time.monotonic,
+        began: float | None = None,
     ) -> None:
         self.recipe: Recipe = recipe
         self._auto = recipe
         self._folder = folder
         self._on_epoch = on_epoch
-        self._budget = Budget(recipe.budget_seconds, clock)
+        self._budget = Budget(recipe.budget_seconds, clock, began)
         self._way = ProbeWay(recipe.as_probe())
         self._leading: Way | None = None  # the way of the best so far
         self._begun: set[str] = set()  # names of the loops that were tried
@@ -249,7 +251,7 @@ class AutoWay:
         def run(progress: Progress) -> Outcome:
             self._begun.add(name)
             folder = self._folder / "checkpoint" / recipe.name
-            after_loop = self._cost.reading(recipe)  # its own embeddings are still to come then
+            after_loop = self._cost.after_loop(recipe)
             way = open_way(
                 recipe,
                 folder,

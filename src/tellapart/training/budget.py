@@ -36,23 +36,24 @@ class OutOfTime(Exception):  # noqa: N818  not an error: how a step that takes l
 
 
 class Budget:
-    """Time from now on, some of which belongs to what must come at the end.
+    """A stretch of time, some of which belongs to what must come at the end.
 
     Args:
         seconds: all of it.
         clock: what is asked for the time.
+        began: when it began, by the clock; now when None.
 
     Attributes:
         finish_seconds: what the rest of the run takes after the search, as estimated for the best model so far.
         slowness: how many times longer than estimated the slowest recent work took, at least 1: another program may be busy.
     """
 
-    def __init__(self, seconds: float, clock: Clock = time.monotonic) -> None:
+    def __init__(self, seconds: float, clock: Clock = time.monotonic, began: float | None = None) -> None:
         self.seconds = seconds
         self.finish_seconds = 0.0
         self.slowness = 1.0
         self._clock = clock
-        self._begun = clock()
+        self._begun = clock() if began is None else began
 
     def spent(self) -> float:
         """Seconds since the budget began."""

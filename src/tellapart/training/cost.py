@@ -71,6 +71,10 @@ class Cost:
         """How much longer that rest is than with another recipe; at least 0."""
         return max(0.0, self.finish(recipe) - self.finish(former))
 
+    def after_loop(self, recipe: NetworkRecipe | FinetuneRecipe) -> float:
+        """What comes between a gradient loop and its model: embeddings with two heads, and the fit of one."""
+        return 3 * self.reading(recipe) + self.fit_seconds if isinstance(recipe, FinetuneRecipe) else 0.0
+
     def loop(self, recipe: NetworkRecipe | FinetuneRecipe, images: int) -> float:
         """A gradient loop over that many training images, its own decoding and embedding included."""
         if isinstance(recipe, FinetuneRecipe):
@@ -79,7 +83,8 @@ class Cost:
             whole = self.each(recipe) / (recipe.input_size_px / 224) ** 2  # of a backbone of this depth at 224 px
             training = recipe.epochs * images * _TRAINED[recipe.train_stages] * whole * shrinking
             views = recipe.views * images * _FROZEN[recipe.train_stages] * each
-            return _LOOP_START_SECONDS + training + views + 3 * self.reading(recipe)
+            start = self.reading(recipe) + self.fit_seconds  # the probe it begins with
+            return _LOOP_START_SECONDS + start + training + views + self.after_loop(recipe)
         side = recipe.input_size_px or 32
         at_224 = self.seconds_per_image * _work(recipe, 224) / _work(self.recipe)
         return _LOOP_START_SECONDS + recipe.epochs * images * _SCRATCH_SHARE * at_224 * (side / 32) ** 2

@@ -1,7 +1,6 @@
 """The probe, and then the last stages of its backbone trained on from there."""
 
 import math
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -31,7 +30,7 @@ from tellapart.inference.engine import OpenVINOEngine, best_precision
 from tellapart.inference.model import LinearHead
 from tellapart.models.graph import split_head
 from tellapart.records import Progress
-from tellapart.storage import cache_folder
+from tellapart.storage import room_for
 from tellapart.training.augment import Draws, augment, draw
 from tellapart.training.augment_settings import AugmentSettings, parse_augment
 from tellapart.training.backbones import open_features
@@ -354,7 +353,7 @@ class StagesWay(FinetuneWay):
         done = 0
         for (view, rows), computed in zip(jobs, map_ordered(compute, jobs), strict=True):
             if not len(views):
-                views = _room((int(count.sum()), computed.shape[1]))
+                views = room_for((int(count.sum()), computed.shape[1]), np.float16, memory_bytes=MAX_MEMORY_BYTES)
             views[first[rows] + view] = computed
             done += len(rows)
             progress("frozen stages", done, len(views))
@@ -419,13 +418,3 @@ def _augmented(pixels: Pixels, settings: AugmentSettings, rng: np.random.Generat
 
 def _batches(rows: IndexArray) -> list[IndexArray]:
     return [rows[i : i + _IMAGES_A_TASK] for i in range(0, len(rows), _IMAGES_A_TASK)]
-
-
-def _room(shape: tuple[int, int]) -> HalfArray:
-    """Room for views: in memory, or in a file without a name that goes with the process."""
-    if 2 * math.prod(shape) <= MAX_MEMORY_BYTES:
-        return np.empty(shape, dtype=np.float16)
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  the map keeps it open
-    return np.memmap(file, dtype=np.float16, mode="w+", shape=shape)

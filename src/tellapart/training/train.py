@@ -121,6 +121,7 @@ def open_way(
     tensorboard: bool = False,
     out_of_time: Callable[[], bool] | None = None,
     falls_back: bool = True,
+    began: float | None = None,
 ) -> Way:
     """Pick the way of a recipe. PyTorch is imported here, and only for recipes that need it.
 
@@ -131,6 +132,7 @@ def open_way(
         tensorboard: whether to write TensorBoard events into the folder, too.
         out_of_time: asked after each step of a gradient loop, which ends when it says so; never when None.
         falls_back: whether a probe ships where training from it did not beat it; not where the caller compares.
+        began: when a budget began, by ``time.monotonic``; now when None.
 
     Raises:
         TrainingError: package-missing.
@@ -138,7 +140,7 @@ def open_way(
     if isinstance(recipe, AutoRecipe):
         from tellapart.training.auto import AutoWay
 
-        return AutoWay(recipe, folder, on_epoch=on_epoch)
+        return AutoWay(recipe, folder, on_epoch=on_epoch, began=began)
     if isinstance(recipe, ProbeRecipe):
         from tellapart.training.probe import ProbeWay
 
