@@ -1,6 +1,7 @@
 """Fine-tuning: the trained stages are the backbone's own, start as the probe, and never ship anything worse."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -24,10 +25,11 @@ from tellapart.inference.bundled import (  # noqa: E402
 from tellapart.inference.model import LinearHead, read_model  # noqa: E402
 from tellapart.training import finetune as finetune_module  # noqa: E402
 from tellapart.training import loop  # noqa: E402
-from tellapart.training.finetune import ViewData, _frozen_stages, _is_better, _map_side  # noqa: E402
+from tellapart.training.finetune import ViewData, _frozen_stages, _is_better, _map_side, _output_layer  # noqa: E402
+from tellapart.training.loop import train_network  # noqa: E402
 from tellapart.training.loop_recipe import finetune  # noqa: E402
 from tellapart.training.optim import Optimizer  # noqa: E402
-from tellapart.training.probe import fit_probe  # noqa: E402
+from tellapart.training.probe import fit_head, fit_probe  # noqa: E402
 from tellapart.training.recipes import build_recipe  # noqa: E402
 from tellapart.training.tail import Tail, depth_below_head, tail_state  # noqa: E402
 
@@ -218,6 +220,45 @@ def test_it_learns_and_keeps_the_better(photos, tmp_path):
     assert ("probe" in fit["kept"]) == (fit["best_epoch"] == 0)
     assert fit["log"][-1]["running_loss"] < fit["log"][0]["running_loss"]
     assert read_model(run.model_path).card.weights.license == "Apache-2.0"
+
+
+@pytest.mark.parametrize("knows_nothing", ["the output layer", "the probe"])
+def test_the_head_that_is_better_on_val_ships(knows_nothing, photos, tmp_path, monkeypatch):
+    """The output layer as the loop left it, or a probe of what the trained stages give, which sees more of them."""
+    found = {}
+
+    def emptied(name, head):
+        found.setdefault(name, []).append(head)
+        return replace(head, weight=np.zeros_like(head.weight)) if name == knows_nothing else head
+
+    def output_layer(*arguments):
+        return emptied("the output layer", _output_layer(*arguments))
+
+    def refit(*arguments, **settings):
+        return emptied("the probe", fit_head(*arguments, **settings))
+
+    def learned(*arguments, **settings):
+        return replace(train_network(*arguments, **settings), best_epoch=1)
+
+    monkeypatch.setattr(finetune_module, "_output_layer", output_layer)
+    monkeypatch.setattr(finetune_module, "fit_head", refit)
+    monkeypatch.setattr(finetune_module, "train_network", learned)
+    monkeypatch.setattr(finetune_module, "_is_better", lambda *_: True)
+    run = tellapart.train(photos, recipe="finetune", settings=QUICK, out=tmp_path / "run")
+    graph = onnx.load_model(run.model_path).graph
+    weight = next(numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == "head.weight")
+    fit = run.report["fit"]
+    if knows_nothing == "the probe":
+        (kept,) = found["the output layer"]
+        assert (fit["kept"], fit["strength"]) == ("epoch 1", None)
+        assert len(found["the probe"]) == len(build_recipe("finetune").strengths)
+    else:
+        kept = found["the probe"][sorted(build_recipe("finetune").strengths).index(fit["strength"])]
+        assert fit["kept"] == "epoch 1, with a probe as its output layer"
+        assert len(kept.weight) > len(found["the output layer"][0].weight)
+    assert np.array_equal(weight, kept.weight)
+    assert fit["val_after"][0] < np.log(3)
+    assert run.report["verification"]["n"] > 0
 
 
 def test_a_ruined_training_ships_the_probe(photos, tmp_path, monkeypatch):
