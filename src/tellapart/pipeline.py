@@ -48,7 +48,7 @@ from tellapart.training.label_check import out_of_fold_probs
 from tellapart.training.probe_recipe import probe
 from tellapart.training.recipes import Recipe, build_recipe, recipe_settings
 from tellapart.training.resume import UnfinishedRun, begin_run, finish_run, read_run, require_same_images
-from tellapart.training.train import Way, learning_part, open_way
+from tellapart.training.train import LOG_FILES, Way, learning_part, open_way
 from tellapart.training.verify import verify
 
 REPORT_VERSION = 2
@@ -221,6 +221,9 @@ def _train(
         dataset = _split(dataset, way.recipe, run.seed)
         require_same_images(folder, run, dataset.fingerprint())
         fitted = way.fit(dataset, seed=run.seed, progress=progress)
+        if not fitted.log:  # an earlier run of another recipe may have left its own
+            for name in LOG_FILES:
+                (folder / name).unlink(missing_ok=True)
         card = build_card(fitted, dataset, way.recipe)
     with clock.stage("verify"):
         model = pack(fitted.to_onnx(card.calibration, dataset.task), card)

@@ -468,3 +468,11 @@ def test_an_image_that_goes_away_during_the_run(photos, tmp_path):
     assert caught.value.code == "file-not-found"
     assert "dots" in caught.value.message
     assert not (tmp_path / "run" / "model.onnx").exists()
+
+
+def test_what_an_earlier_loop_logged_does_not_stay(photos, tmp_path):
+    for name in ("log.jsonl", "curves.svg"):
+        (tmp_path / name).write_text("of another run")
+    tellapart.train(photos, out=tmp_path)
+    assert not (tmp_path / "log.jsonl").exists()
+    assert not (tmp_path / "curves.svg").exists()

@@ -21,7 +21,7 @@ from tellapart.models.normalize import fit_transform  # noqa: E402
 from tellapart.records import no_progress  # noqa: E402
 from tellapart.training import loop as loop_module  # noqa: E402
 from tellapart.training.checkpoint import CheckpointFolder  # noqa: E402
-from tellapart.training.loop import ImageData, class_logits, train_network  # noqa: E402
+from tellapart.training.loop import ImageData, always_time, class_logits, train_network  # noqa: E402
 from tellapart.training.loop_recipe import cnn  # noqa: E402
 from tellapart.training.objective import Classification  # noqa: E402
 from tellapart.training.optim import AveragedWeights, Optimizer, lr_factor  # noqa: E402
@@ -89,6 +89,7 @@ def train(
     checkpoints=None,
     progress=no_progress,
     from_trained=False,
+    out_of_time=always_time,
     **objective,
 ):
     """A network built from the recipe, trained; its log as it was told, and the result."""
@@ -107,6 +108,7 @@ def train(
         progress=progress,
         on_epoch=told.append,
         from_trained=from_trained,
+        out_of_time=out_of_time,
     )
     assert told == result.log
     return network, result
@@ -669,6 +671,29 @@ def test_of_a_trained_network_the_mean_of_the_epochs_is_kept_where_val_prefers_i
 def _measured(network, objective, data):
     logits, labels = class_logits(network, objective, data, data.val), torch.from_numpy(data.labels[data.val])
     return float(F.cross_entropy(logits, labels)), float((logits.argmax(dim=1) == labels).float().mean())
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(3, 1), (5, 1), (7, 2)])
+def test_time_up_in_an_epoch_keeps_what_it_has_taught(steps, epochs):
+    """Five steps are an epoch of 36 images in batches of 8."""
+    data, recipe, states = toy(), settings(lr=0.03), []
+    network = build(data, recipe, 3)
+    _, result = train(
+        recipe,
+        data,
+        network=network,
+        progress=lambda *_: states.append(weights_of(network)),
+        out_of_time=lambda: len(states) == steps,
+    )
+    assert (len(states), len(result.log), result.interrupted) == (steps, epochs, False)
+    best = min(range(epochs), key=lambda i: result.log[i].val_loss)
+    assert result.best_epoch == best + 1
+    assert same_bits(weights_of(network), states[min(5 * best + 4, steps - 1)])
+    loss, _ = _measured(network, Classification(class_weights=torch.ones(3)), data)
+    assert result.log[best].val_loss == pytest.approx(loss)
+    _, whole = train(recipe)
+    if steps % 5:  # the mean of so many images, not of a whole epoch's
+        assert result.log[-1].running_loss > 0.9 * whole.log[epochs - 1].running_loss
 
 
 def test_a_network_from_nothing_has_no_mean():

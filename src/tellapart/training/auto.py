@@ -24,7 +24,7 @@ from tellapart.training.loop_recipe import FinetuneRecipe, NetworkRecipe, finetu
 from tellapart.training.probe import ProbeWay, fit_head, val_score
 from tellapart.training.probe_recipe import AutoRecipe, ProbeRecipe
 from tellapart.training.recipes import Recipe
-from tellapart.training.train import Fitted, Way, learning_part, open_way
+from tellapart.training.train import LOG_FILES, Fitted, Way, learning_part, open_way
 
 _SMALLER_SIDES = (160, 112)  # where even the first probe does not fit
 _SMALL_SIDE_PX = 64
@@ -34,8 +34,6 @@ MIN_SAMPLE_IMAGES, MAX_SAMPLE_IMAGES = 300, 2_000
 """Training images that features are chosen on: enough to see a tenth of the loss."""
 
 _SHARE_A_CHOICE = 1 / 12  # of the time, for embedding the sample once more
-
-_LOOP_FILES = ("log.jsonl", "curves.svg")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,7 +266,7 @@ class AutoWay:
                 if better:
                     kept = replace(fitted, interrupted=False)
                     self._keep(_Best(fitted=kept, recipe=way.recipe, val=after), way)
-                    for file in _LOOP_FILES:
+                    for file in LOG_FILES:
                         (folder / file).replace(self._folder / file)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)

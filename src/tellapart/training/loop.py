@@ -163,7 +163,8 @@ def train_network(
             gets more val images right, or as many with a lower loss; of a network from nothing, loss alone decides, since
             accuracy comes in coarse steps, and there is no mean: its epochs lie too far apart.
         lr_scale: what the learning rate of a parameter is multiplied by, by its name.
-        out_of_time: asked after each step; training ends there, and as it would after its last epoch, when it says so.
+        out_of_time: asked after each step; training ends there when it says so, as it would after its last epoch: what was
+            learned of the one under way is measured, too.
 
     Returns:
         The log. The network holds the weights that are best on val, or the last epoch's without val images.
@@ -189,6 +190,8 @@ def train_network(
             if ended is not None or time.monotonic() - last_save > 60 * recipe.checkpoint_minutes:
                 checkpoints.save(run.checkpoint())
                 last_save = time.monotonic()
+        if late and run.position.step:
+            on_epoch(run.end_epoch())
         interrupted = not (run.finished or late)
         if interrupted:
             checkpoints.save(run.checkpoint())
@@ -309,7 +312,7 @@ class _Run:
         position.run_seconds += seconds
         seen = position.epoch * len(self._data.train) + self._batches[position.step]
         progress("training", seen, self._recipe.epochs * len(self._data.train))
-        return self._end_epoch() if position.step == len(self._batches) - 1 else None
+        return self.end_epoch() if position.step == len(self._batches) - 1 else None
 
     def _rows(self, step: int) -> IndexArray:
         """The rows of a step's batch; each epoch has an order of its own.
@@ -337,8 +340,10 @@ class _Run:
             warmup_steps=round(self._recipe.warmup_epochs * per_epoch),
         )
 
-    def _end_epoch(self) -> EpochLog:
-        position, n = self.position, len(self._data.train)
+    def end_epoch(self) -> EpochLog:
+        """Measure what an epoch, or as much of it as there was time for, has taught, and keep it if it is best."""
+        position = self.position
+        n = self._batches[position.step]  # images seen in it
         lr = self._lr(position.step - 1)
         position.epoch += 1
         self._order = None

@@ -25,6 +25,9 @@ from tellapart.training.loop_recipe import FinetuneRecipe
 from tellapart.training.probe_recipe import AutoRecipe, ProbeRecipe
 from tellapart.training.recipes import Recipe
 
+LOG_FILES = ("log.jsonl", "curves.svg")
+"""What a gradient loop leaves in the run folder beside what every run does."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fitted:
