@@ -221,9 +221,6 @@ def _train(
         dataset = _split(dataset, way.recipe, run.seed)
         require_same_images(folder, run, dataset.fingerprint())
         fitted = way.fit(dataset, seed=run.seed, progress=progress)
-        if not fitted.log:  # an earlier run of another recipe may have left its own
-            for name in LOG_FILES:
-                (folder / name).unlink(missing_ok=True)
         card = build_card(fitted, dataset, way.recipe)
     with clock.stage("verify"):
         model = pack(fitted.to_onnx(card.calibration, dataset.task), card)
@@ -260,9 +257,17 @@ def _train(
         command=training_command(run.source, run.options, run.recipe, run.seed),
         progress=progress,
     )
+    if not fitted.log:
+        _forget_log(folder)
     if not fitted.interrupted:
         finish_run(folder)
     return Run(folder=folder, report=report, interrupted=fitted.interrupted)
+
+
+def _forget_log(folder: Path) -> None:
+    """An earlier run of another recipe may have left its own."""
+    for name in LOG_FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _prepare(dataset: Dataset, way: Way, progress: Progress) -> Dataset:

@@ -125,6 +125,23 @@ def test_every_recipe_gives_a_model_file_that_agrees(runs, name):
     assert run.report["test"]["n"] == len(table) > 0
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_calibration_did_is_in_the_answers(runs, name):
+    """Those of calib, with the file's temperature and without it."""
+    said = runs(name).report["calibration"]
+    table = pl.read_parquet(runs(name).folder / "predictions.parquet").filter(split="calib")
+    assert said["n"] == len(table) < 20, "so few that all are one bin of the calibration error"
+    class_names = read_model(runs(name).model_path).card.class_names
+    labels = np.array([class_names.index(label) for label in table["label"]])
+    after = np.array(table["probs"].to_list())
+    before = after ** said["temperature"]
+    before /= before.sum(axis=1, keepdims=True)
+    for moment, probs in (("before", before), ("after", after)):
+        log_loss = -np.log(probs[np.arange(len(labels)), labels]).mean()
+        gap = abs(probs.max(axis=1).mean() - (probs.argmax(axis=1) == labels).mean())
+        assert said[moment] == pytest.approx({"log_loss": log_loss, "ece": gap}, abs=0.01), moment
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_written_as_it_was_used(runs, name):
     settings = tomllib.loads((runs(name).folder / "recipe.toml").read_text(encoding="utf-8"))
