@@ -26,7 +26,7 @@ from tellapart.data.sources import (
     open_test_images,
 )
 from tellapart.data.split import split
-from tellapart.errors import DataError, TrainingError
+from tellapart.errors import DataError, RecipeError, TrainingError
 from tellapart.evaluation.rules import parse_rules
 from tellapart.inference.bundled import open_backbone
 from tellapart.inference.model import pack
@@ -45,10 +45,10 @@ from tellapart.training.answers import Answered, answer, measure_answers, measur
 from tellapart.training.calibrate import build_card
 from tellapart.training.cost import finetune_seconds
 from tellapart.training.label_check import out_of_fold_probs
-from tellapart.training.probe_recipe import probe
+from tellapart.training.probe_recipe import ProbeRecipe, probe
 from tellapart.training.recipes import Recipe, build_recipe, recipe_settings
 from tellapart.training.resume import UnfinishedRun, begin_run, finish_run, read_run, require_same_images
-from tellapart.training.train import LOG_FILES, Way, learning_part, open_way
+from tellapart.training.train import LOG_FILES, Way, learning_part, open_loop_way, open_way
 from tellapart.training.verify import verify
 
 REPORT_VERSION = 2
@@ -174,8 +174,11 @@ def preview_augmentation(
         TellapartError: as ``train``.
     """
     recipe = build_recipe(recipe, settings) if isinstance(recipe, str) else recipe
+    if isinstance(recipe, ProbeRecipe):
+        hint = "choose one that augments: --recipe finetune, or cnn"
+        raise RecipeError("bad-setting", f"the recipe {recipe.name!r} augments nothing by itself", hint=hint)
     folder = Path(out) if out else default_folder(source)
-    way = open_way(recipe, folder, on_epoch=no_epoch, tensorboard=False)
+    way = open_loop_way(recipe, folder, on_epoch=no_epoch)
     dataset = way.prepare(check_contents(_open(source, options), progress), progress)
     require_enough(dataset)
     return way.preview(_split(dataset, recipe, seed), seed=seed)

@@ -14,6 +14,9 @@ ResizeMode = Literal["squash", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic"]
 Verdict = Literal["sure", "unsure", "unfamiliar", "error"]
 
+TIMM, LOCAL = "timm/", "local-dir:"
+"""How the names of backbones begin that are not bundled."""
+
 Progress = Callable[[str, int, int | None], None]
 """Called as ``progress(stage, done, total)``; ``total`` is None while it is not known."""
 

@@ -384,7 +384,13 @@ def test_a_loss_that_is_not_finite_is_said_with_its_files(photos, tmp_path, monk
     assert "Traceback" not in done.output
 
 
-def test_preview_is_for_recipes_that_augment(photos, tmp_path):
+@pytest.mark.parametrize("recipe", ["probe", "auto"])
+@pytest.mark.parametrize("asked", [{"tensorboard": True}, {}], ids=["tensorboard", "preview"])
+def test_what_only_a_gradient_loop_can_do_is_refused_before_an_image_is_read(photos, tmp_path, recipe, asked):
+    read = []
+    do = pipeline.train if asked else pipeline.preview_augmentation
     with pytest.raises(TellapartError) as caught:
-        pipeline.preview_augmentation(photos, recipe="probe", out=tmp_path / "run")
-    assert caught.value.code == "bad-setting"
+        do(photos, recipe=recipe, out=tmp_path / "run", progress=lambda *what: read.append(what), **asked)
+    assert (caught.value.code, read) == ("bad-setting", [])
+    assert repr(recipe) in caught.value.message
+    assert "--recipe finetune" in caught.value.hint

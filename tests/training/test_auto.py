@@ -1,8 +1,10 @@
 """The recipe auto: what it settles before it reads, what it falls back on, what it keeps, and what it writes."""
 
 import json
+import re
 import shutil
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,8 +22,8 @@ from tellapart.records import SourceOptions, no_progress
 from tellapart.report.story import more_time
 from tellapart.training import auto as auto_module
 from tellapart.training import feature_search
-from tellapart.training.budget import Budget, parse_budget
-from tellapart.training.cost import MIN_LOOP_IMAGES, finetune_seconds
+from tellapart.training.budget import Budget, Outcome, parse_budget, spend
+from tellapart.training.cost import MIN_LOOP_IMAGES, Cost, finetune_seconds
 from tellapart.training.loop_recipe import cnn
 from tellapart.training.probe import ProbeWay
 from tellapart.training.probe_recipe import SEARCHABLE, auto, probe
@@ -307,7 +309,7 @@ def test_gradient_loops_are_chosen_by_val(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     from tellapart.training.gradient import LoopWay
 
-    quick = auto_module._Extent(side_share=1.0, train_stages=1, epochs=1, views=1)
+    quick = auto_module._Extent(side_share=1.0, train_stages=1, least_epochs=1, most_epochs=1)
     monkeypatch.setattr(auto_module, "_EXTENTS", (quick,))
     source = small_images(tmp_path / "small", 260)
     epochs, compared = [], []
@@ -362,9 +364,89 @@ def test_a_loop_has_the_settings_that_were_given(tmp_path):
     given = {"interpolation": "bicubic", "resize": "crop", "crop_share": 0.9, "strengths": (0.1, 1.0), "folds": 3}
     recipe = auto(input_size_px=96, class_weights="balanced", coverage=0.9, **given)
     way = auto_module.AutoWay(recipe, tmp_path, on_epoch=no_progress)
-    loop = way._finetune(recipe.as_probe(), auto_module._EXTENTS[-1])
+    loop = way._finetune(recipe.as_probe(), auto_module._EXTENTS[-1], 4)
     assert {name: getattr(loop, name) for name in given} == given
-    assert (loop.input_size_px, loop.class_weights, loop.coverage) == (96, "balanced", 0.9)
+    assert (loop.input_size_px, loop.class_weights, loop.coverage, loop.epochs) == (96, "balanced", 0.9, 4)
+    scratch = way._scratch(32)
+    assert (scratch.input_size_px, scratch.resize, scratch.class_weights) == (96, "crop", "balanced")
+
+
+def test_a_network_from_nothing_has_the_images_size_where_none_was_given(tmp_path):
+    way = auto_module.AutoWay(auto(), tmp_path, on_epoch=no_progress)
+    assert (way._scratch(32).input_size_px, way._scratch(8).input_size_px) == (32, 16)
+
+
+def planned(tmp_path, seconds):
+    """The way with what it tried of fine-tunes, on a clock that stands still, and what it left out; 2,600 images to train on."""
+    way = auto_module.AutoWay(
+        auto(budget_seconds=seconds), tmp_path, on_epoch=no_progress, clock=lambda: 0.0, began=0.0
+    )
+    way._cost = Cost(seconds_per_image=1 / 640, recipe=probe(), learning=3200, verified=300, tested=800)
+    way._keep(auto_module._Best(fitted=None, recipe=probe()), way)
+
+    def steps():
+        for step in way._finetunes(SimpleNamespace(used=lambda _: range(2_600)), seed=0):
+
+            def run(_progress, name=step.name):
+                way._begun.add(name)
+                return Outcome(before=1.0, after=0.9, n=300, kept=True)
+
+            yield replace(step, run=run)
+
+    search = spend(way._budget, steps(), no_progress)
+    return way, [step.name for step in search.tried], [step.name for step in search.left_out]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "extent"), [(60, 3), (80, 3), (120, 2), (140, 2), (180, 1), (300, 0), (450, 0), (7200, 0)]
+)
+def test_the_largest_fine_tune_that_fits_with_as_many_epochs_as_fit(tmp_path, seconds, extent):
+    way, tried, left_out = planned(tmp_path, seconds)
+    chosen = auto_module._EXTENTS[extent]
+    side = round(224 * chosen.side_share / 32) * 32
+    stages, epochs, side_px = re.fullmatch(r"stages (.-8) trained, (\d+) epochs, (\d+) px", *tried).groups()
+    assert (stages, int(side_px)) == (f"{9 - chosen.train_stages}-8", side)
+    assert len(left_out) == extent
+    assert chosen.least_epochs <= int(epochs) <= chosen.most_epochs
+
+    def fits(count):
+        recipe = way._finetune(way._way.recipe, chosen, count)
+        return way._budget.fits(way._cost.loop(recipe, 2_600) + way._cost.longer(recipe, way._best.recipe))
+
+    assert fits(int(epochs)) or int(epochs) == chosen.least_epochs
+    assert int(epochs) == chosen.most_epochs or not fits(int(epochs) + 1)
+
+
+def test_no_fine_tune_where_none_fits(tmp_path):
+    _way, tried, left_out = planned(tmp_path, 30)
+    assert (tried, len(left_out)) == ([], len(auto_module._EXTENTS))
+    assert all(
+        f" {extent.least_epochs} epochs" in name
+        for extent, name in zip(auto_module._EXTENTS, left_out, strict=True)
+    )
+
+
+def epoch(number, of, val_accuracy):
+    return SimpleNamespace(epoch=number, epochs=of, val_accuracy=val_accuracy)
+
+
+@pytest.mark.parametrize(
+    ("entries", "lead", "hopeless"),
+    [
+        ([epoch(9, 20, 0.3)], 0.8, False),  # it has not had half its time
+        ([epoch(10, 20, 0.3)], 0.8, True),
+        ([epoch(10, 20, 0.61)], 0.8, False),
+        ([epoch(10, 20, 0.3), epoch(11, 20, 0.7)], 0.8, False),
+        ([epoch(10, 20, 0.3)], 0.0, False),  # it began at the best
+        ([epoch(10, 20, None)], 0.8, False),  # nobody knows
+    ],
+)
+def test_a_loop_that_is_far_behind_at_half_its_time_is_given_up(entries, lead, hopeless):
+    heard = []
+    watch = auto_module._Watch(heard.append, lead)
+    for entry in entries:
+        watch(entry)
+    assert (watch.hopeless, heard) == (hopeless, entries)
 
 
 def test_a_budget_begins_before_the_source_is_opened(photos, tmp_path, monkeypatch):

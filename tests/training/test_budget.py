@@ -160,6 +160,19 @@ def test_ctrl_c_ends_the_search_and_keeps_what_was_found(kept):
     assert "Ctrl-C" in search.tried[1].note
 
 
+def test_ctrl_c_while_the_next_step_is_settled_ends_the_search():
+    clock = FakeClock()
+    budget = Budget(100, clock)
+
+    def plan():
+        yield step(clock, "a", 5)
+        raise KeyboardInterrupt
+
+    search = spend(budget, plan(), no_progress)
+    assert search.interrupted
+    assert [tried.name for tried in search.tried] == ["a"]
+
+
 def test_a_loop_that_was_interrupted_ends_the_search_with_its_outcome():
     clock = FakeClock()
     outcome = Outcome(before=1.0, after=0.5, n=10, kept=True, interrupted=True)

@@ -268,6 +268,38 @@ def code_of(function, *arguments):
     return caught.value.code, caught.value.hint
 
 
+def test_files_that_settings_name_are_found_from_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    kept = str(tmp_path / "elsewhere/mine.npy")
+    settings = [
+        ("cnn", {"first_layer_filters": "filters/mine.npy"}, "first_layer_filters", "filters/mine.npy", ""),
+        ("cnn", {"first_layer_filters": kept}, "first_layer_filters", kept, ""),
+        ("finetune", {"backbone": "timm/resnet18", "weights": "w.safetensors"}, "weights", "w.safetensors", ""),
+        ("finetune", {"backbone": "local-dir:nets/mine"}, "backbone", "nets/mine", "local-dir:"),
+    ]
+    for i, (name, changes, key, path, prefix) in enumerate(settings):
+        recipe, run = build_recipe(name, changes), tmp_path / f"run{i}"
+        monkeypatch.chdir(tmp_path)
+        begin_run(run, unfinished(recipe=recipe))
+        assert read_run(run).recipe == recipe
+        monkeypatch.chdir(tmp_path / "there")
+        found = read_run(run)
+        assert found.recipe == replace(recipe, **{key: f"{prefix}{tmp_path / path}"})
+        require_same_images(run, found, "abc")
+        monkeypatch.chdir(tmp_path)
+        assert read_run(run).recipe == found.recipe
+
+
+def test_what_names_no_file_stays_as_it_is_in_another_folder(tmp_path, monkeypatch):
+    for i, (name, changes) in enumerate(
+        [("cnn", {"first_layer_filters": "sobel"}), ("finetune", {}), ("scratch", {})]
+    ):
+        begin_run(tmp_path / str(i), unfinished(recipe=build_recipe(name, changes)))
+        monkeypatch.chdir("/")
+        assert read_run(tmp_path / str(i)).recipe == build_recipe(name, changes)
+        monkeypatch.chdir(tmp_path)
+
+
 def test_a_run_is_begun_read_and_finished(tmp_path):
     assert code_of(read_run, tmp_path)[0] == "nothing-to-resume"
     begin_run(tmp_path, unfinished(seed=4))

@@ -13,7 +13,6 @@ from onnx import numpy_helper
 torch = pytest.importorskip("torch")
 
 import tellapart  # noqa: E402
-from tellapart import pipeline  # noqa: E402
 from tellapart.errors import RecipeError  # noqa: E402
 from tellapart.inference.bundled import (  # noqa: E402
     BUNDLED,
@@ -25,6 +24,7 @@ from tellapart.inference.bundled import (  # noqa: E402
 from tellapart.inference.model import LinearHead, read_model  # noqa: E402
 from tellapart.training import finetune as finetune_module  # noqa: E402
 from tellapart.training import loop  # noqa: E402
+from tellapart.training import train as train_module  # noqa: E402
 from tellapart.training.finetune import ViewData, _frozen_stages, _is_better, _map_side, _output_layer  # noqa: E402
 from tellapart.training.loop import train_network  # noqa: E402
 from tellapart.training.loop_recipe import finetune  # noqa: E402
@@ -297,7 +297,7 @@ def test_where_somebody_else_compares_no_other_probe_is_fitted(photos, tmp_path,
         return fit_probe(embeddings, *arguments, **settings)
 
     monkeypatch.setattr(finetune_module, "fit_probe", recorded)
-    monkeypatch.setattr(pipeline, "open_way", partial(pipeline.open_way, falls_back=False))
+    monkeypatch.setattr(train_module, "open_loop_way", partial(train_module.open_loop_way, falls_back=False))
     settings = {**QUICK, "lr": 1.0, "warmup_epochs": 0, "ema_decay": 0, "schedule": "constant"}
     run = tellapart.train(photos, recipe="finetune", settings=settings, out=tmp_path / "a")
     assert lengths == [sum(run.report["dataset"]["splits"]["train"].values())]

@@ -213,7 +213,8 @@ def read_model(path: str | Path) -> ModelFile:
     try:
         return parse_model(content)
     except ModelError as error:
-        raise ModelError(error.code, f"{path}: {error.message}", hint=error.hint) from error
+        hint = error.hint or "what is wanted is the model.onnx of a run folder; copy it again, or train anew"
+        raise ModelError(error.code, f"{path}: {error.message}", hint=hint) from error
 
 
 def parse_model(content: bytes) -> ModelFile:

@@ -21,10 +21,9 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from tellapart.errors import ModelError, RecipeError
-from tellapart.records import Backbone, Interpolation, Preprocess, ResizeMode, Weights
+from tellapart.records import LOCAL, TIMM, Backbone, Interpolation, Preprocess, ResizeMode, Weights
 from tellapart.storage import cache_folder, read_checked, sha256, write_checked
 
-TIMM, LOCAL = "timm/", "local-dir:"
 WEIGHTS_FILE = "model.safetensors"
 
 _EXPORT_REVISION = 2  # part of the cache key: raise it when the same weights would give another graph

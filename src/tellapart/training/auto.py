@@ -24,7 +24,7 @@ from tellapart.training.loop_recipe import FinetuneRecipe, NetworkRecipe, finetu
 from tellapart.training.probe import ProbeWay, fit_head, val_score
 from tellapart.training.probe_recipe import AutoRecipe, ProbeRecipe
 from tellapart.training.recipes import Recipe
-from tellapart.training.train import LOG_FILES, Fitted, Way, learning_part, open_way
+from tellapart.training.train import LOG_FILES, Fitted, Way, learning_part, open_loop_way
 
 _SMALLER_SIDES = (160, 112)  # where even the first probe does not fit
 _SMALL_SIDE_PX = 64
@@ -132,10 +132,6 @@ class AutoWay:
         interrupted = search.interrupted or fitted.interrupted
         return replace(fitted, details={**fitted.details, "search": found}, interrupted=interrupted)
 
-    def preview(self, dataset: Dataset, *, seed: int) -> Path:
-        """Raise: what is augmented is not settled before the search."""
-        return self._way.preview(dataset, seed=seed)
-
     def _fitting(self, recipe: ProbeRecipe) -> ProbeRecipe:
         """The recipe, at the largest size at which the images can be read in time."""
         sides = _SMALLER_SIDES if "input_size_px" in self._auto.searches else ()
@@ -165,7 +161,7 @@ class AutoWay:
             return f"with fewer than {MIN_LOOP_IMAGES} images to learn from there are too few to choose by"
         if importlib.util.find_spec("torch") is None:
             return "PyTorch is not installed (pip install 'tellapart[train]')"
-        recipe = self._finetune(self._way.recipe, _EXTENTS[-1])
+        recipe = self._finetune(self._way.recipe, _EXTENTS[-1], _EXTENTS[-1].least_epochs)
         rest = self._cost.reading(self._way.recipe) + self._cost.finish(self._way.recipe)
         trained = round(learning * (1 - self._auto.calib_fraction) * (1 - self._auto.val_fraction))
         # Without caution: each step is asked again before it begins, and val images teach a probe all the same.
@@ -195,7 +191,7 @@ class AutoWay:
         if self._auto.val_fraction and len(dataset.used("val")):
             if shape.side_px <= _SMALL_SIDE_PX:
                 yield self._train(
-                    self._scratch().sized(shape.side_px), "a small network trained from nothing", dataset, seed
+                    self._scratch(shape.side_px), "a small network trained from nothing", dataset, seed
                 )
             yield from self._finetunes(dataset, seed)
         if self._best.fitted.log:
@@ -208,10 +204,13 @@ class AutoWay:
         """The largest that fits, and no other: what is trained longer and deeper has been better, where it had the time."""
         features = self._best.recipe if isinstance(self._best.recipe, ProbeRecipe) else self._way.recipe
         for extent in _EXTENTS:
-            recipe = self._finetune(features, extent)
-            first = LAST_STAGE + 1 - recipe.train_stages
-            name = f"stages {first}-{LAST_STAGE} trained, {recipe.epochs} epochs, {recipe.input_size_px} px"
-            step = self._train(recipe, name, dataset, seed)
+            for epochs in range(extent.most_epochs, extent.least_epochs - 1, -1):
+                recipe = self._finetune(features, extent, epochs)
+                first = LAST_STAGE + 1 - recipe.train_stages
+                name = f"stages {first}-{LAST_STAGE} trained, {epochs} epochs, {recipe.input_size_px} px"
+                step = self._train(recipe, name, dataset, seed)
+                if self._budget.fits(step.seconds + step.then_seconds):
+                    break
             # A loop that is cut short gave less than a smaller one with its whole schedule; there is none after the last.
             yield replace(step, ends_in_time=extent == _EXTENTS[-1])
             if step.name in self._begun:
@@ -249,16 +248,14 @@ class AutoWay:
         def run(progress: Progress) -> Outcome:
             self._begun.add(name)
             folder = self._folder / "checkpoint" / recipe.name
-            after_loop = self._cost.after_loop(recipe)
-            way = open_way(
-                recipe,
-                folder,
-                on_epoch=self._on_epoch,
-                out_of_time=lambda: self._budget.left() < self._budget.expected(after_loop),
-                falls_back=False,
-            )
+            after_loop, before = self._cost.after_loop(recipe), self._val_before(dataset)
+            watch = _Watch(self._on_epoch, lead=before[1] if isinstance(recipe, NetworkRecipe) else 0.0)
+
+            def no_more() -> bool:
+                return watch.hopeless or self._budget.left() < self._budget.expected(after_loop)
+
+            way = open_loop_way(recipe, folder, on_epoch=watch, out_of_time=no_more, falls_back=False)
             try:
-                before = self._val_before(dataset)
                 prepare_all(way, dataset, progress)
                 fitted = way.fit(dataset, seed=seed, progress=progress)
                 after: tuple[float, float] | None = fitted.details["val_after"]
@@ -285,7 +282,7 @@ class AutoWay:
         self.recipe = best.recipe
         self._budget.finish_seconds = self._cost.finish(best.recipe)
 
-    def _finetune(self, features: ProbeRecipe, extent: "_Extent") -> FinetuneRecipe:
+    def _finetune(self, features: ProbeRecipe, extent: "_Extent", epochs: int) -> FinetuneRecipe:
         share = extent.side_share if "input_size_px" in self._auto.searches else 1.0
         return finetune(
             backbone=features.backbone,
@@ -296,13 +293,16 @@ class AutoWay:
             folds=features.folds,
             input_size_px=max(32, 32 * round(features.input_size_px * share / 32)),
             train_stages=extent.train_stages,
-            epochs=extent.epochs,
-            views=extent.views,
+            epochs=epochs,
+            views=min(epochs, extent.views),
             **_of_any(self._auto),
         )
 
-    def _scratch(self) -> NetworkRecipe:
-        return scratch(**_of_any(self._auto))
+    def _scratch(self, image_side_px: int) -> NetworkRecipe:
+        """Sized by the images where no size was given."""
+        given = {} if "input_size_px" in self._auto.searches else {"input_size_px": self._auto.input_size_px}
+        resize = self._way.recipe.preprocess.resize
+        return scratch(resize=resize, **given, **_of_any(self._auto)).sized(image_side_px)
 
     def _val_before(self, dataset: Dataset) -> tuple[float, float]:
         """Log loss and accuracy on val of the best so far; of a probe, as it is without having learned from val."""
@@ -322,6 +322,30 @@ class AutoWay:
         return measured
 
 
+class _Watch:
+    """Listens to a loop's epochs, and gives up on one that is far behind.
+
+    Args:
+        on_epoch: told of each, too.
+        lead: accuracy on val of the best so far; 0 for a loop that begins there.
+
+    Attributes:
+        hopeless: whether it is still ``_FAR_BEHIND`` after half its epochs: the other half has never brought so much.
+    """
+
+    def __init__(self, on_epoch: Callable[[EpochLog], None], lead: float) -> None:
+        self._on_epoch = on_epoch
+        self._lead = lead
+        self.hopeless = False
+
+    def __call__(self, entry: EpochLog) -> None:
+        self._on_epoch(entry)
+        if 2 * entry.epoch >= entry.epochs and entry.val_accuracy is not None:
+            self.hopeless = entry.val_accuracy < self._lead - _FAR_BEHIND
+
+
+_FAR_BEHIND = 0.2
+
 _OF_ANY = ("test_fraction", "val_fraction", "calib_fraction", "coverage", "conformal", "false_alarms", "label_thresholds",
            "decision_rules", "class_weights")  # fmt: skip
 
@@ -332,17 +356,17 @@ class _Extent:
 
     side_share: float
     train_stages: int
-    epochs: int
-    views: int
+    least_epochs: int
+    most_epochs: int
+    views: int = 8
 
 
 # The largest first. A smaller image buys epochs: at 0.57 of the side they take a third of the time (docs/experiments.md).
 _EXTENTS = (
-    _Extent(side_share=1.0, train_stages=6, epochs=12, views=8),
-    _Extent(side_share=1.0, train_stages=6, epochs=6, views=6),
-    _Extent(side_share=0.71, train_stages=6, epochs=8, views=8),
-    _Extent(side_share=0.57, train_stages=6, epochs=6, views=6),
-    _Extent(side_share=0.57, train_stages=5, epochs=3, views=3),
+    _Extent(side_share=1.0, train_stages=6, least_epochs=6, most_epochs=20),
+    _Extent(side_share=0.71, train_stages=6, least_epochs=8, most_epochs=10),
+    _Extent(side_share=0.57, train_stages=6, least_epochs=6, most_epochs=10),
+    _Extent(side_share=0.57, train_stages=5, least_epochs=3, most_epochs=6),
 )
 
 

@@ -12,7 +12,7 @@ from tellapart.imaging.pool import cpu_count, map_ordered
 from tellapart.inference.bundled import BUNDLED, is_installed, open_backbone
 from tellapart.inference.engine import OpenVINOEngine
 from tellapart.inference.model import require_safe
-from tellapart.records import Backbone
+from tellapart.records import TIMM, Backbone
 from tellapart.training.probe_recipe import ProbeRecipe
 
 
@@ -161,6 +161,6 @@ def _cached_sizes() -> dict[str, int]:
             default=0,
         )
         for repository in repositories
-        if repository.repo_id.startswith("timm/")
+        if repository.repo_id.startswith(TIMM)
     }
     return {name: size for name, size in sorted(weights.items()) if size}

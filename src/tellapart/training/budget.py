@@ -67,6 +67,10 @@ class Budget:
         """What an estimate comes to on this machine, at this moment."""
         return _CAUTION * self.slowness * seconds
 
+    def fits(self, seconds: float) -> bool:
+        """Whether an estimate is sure enough to end in time."""
+        return self.expected(seconds) <= self.left()
+
     def learn(self, estimated: float, took: float) -> None:
         """Compare an estimate with what came of it; half of a surprise is believed at once, in both directions."""
         if estimated > 0:
@@ -163,9 +167,14 @@ def spend(budget: Budget, steps: Iterable[Step], progress: Progress) -> Search:
         steps: asked for the next one only when the last has ended, so that it can depend on what was found.
         progress: called under the step's name.
     """
-    search = Search()
-    for step in steps:
-        if search.interrupted:
+    search, remaining = Search(), iter(steps)
+    while not search.interrupted:
+        try:
+            step = next(remaining, None)
+        except KeyboardInterrupt:  # while it was settled what comes next
+            search.interrupted = True
+            break
+        if step is None:
             break
         estimate = step.seconds + step.then_seconds
         needed = estimate if step.ends_in_time else budget.expected(estimate)

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +12,6 @@ from scipy.special import expit, log_softmax
 from threadpoolctl import threadpool_limits
 
 from tellapart.data.dataset import Dataset
-from tellapart.errors import RecipeError
 from tellapart.evaluation.familiarity import fit_familiarity
 from tellapart.evaluation.metrics import IntArray, binary_log_loss, log_loss
 from tellapart.imaging.decode import Pixels
@@ -103,11 +101,6 @@ class ProbeWay:
                 "search_log_loss": {str(c): loss for c, loss in probe.search.items()},
             },
         )
-
-    def preview(self, dataset: Dataset, *, seed: int) -> Path:  # noqa: ARG002  nothing to look at
-        """Raise: nothing is augmented."""
-        hint = "choose a recipe that augments: --recipe cnn"
-        raise RecipeError("bad-setting", f"the recipe {self.recipe.name!r} augments nothing", hint=hint)
 
     def matrix(self, dataset: Dataset) -> FloatMatrix:
         """(N, D) embeddings of prepared images."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tellapart.errors import RecipeError
 from tellapart.inference.bundled import BUNDLED, Pooling
-from tellapart.records import Interpolation, Preprocess, ResizeMode
+from tellapart.records import LOCAL, TIMM, Interpolation, Preprocess, ResizeMode
 from tellapart.training.budget import MAX_BUDGET_SECONDS
 from tellapart.training.recipe_parts import ClassWeights, Conformal, check_parts
 
@@ -75,14 +75,14 @@ class ProbeRecipe:
 
     def _check_backbone(self) -> None:
         if self.backbone not in BUNDLED:
-            if not self.backbone.startswith(("timm/", "local-dir:")):
+            if not self.backbone.startswith((TIMM, LOCAL)):
                 hint = f"one of {', '.join(BUNDLED)}; timm/NAME; or local-dir:FOLDER"
                 raise RecipeError("bad-setting", f"there is no backbone {self.backbone!r}", hint=hint)
             if self.feature_stages:
                 raise RecipeError(
                     "bad-setting", "feature_stages are those of bundled backbones", hint="leave it out"
                 )
-        if self.weights and not self.backbone.startswith("timm/"):
+        if self.weights and not self.backbone.startswith(TIMM):
             message = (
                 f"weights={self.weights} needs an architecture, and the backbone {self.backbone!r} brings its own"
             )

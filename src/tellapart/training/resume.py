@@ -4,9 +4,10 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tellapart.errors import TellapartError, TrainingError
-from tellapart.records import SourceOptions
+from tellapart.records import LOCAL, SourceOptions
 from tellapart.storage import write_json
 from tellapart.training.loop_recipe import LoopRecipe
 from tellapart.training.recipes import Recipe, build_recipe, recipe_settings
@@ -75,7 +76,7 @@ def read_run(folder: Path) -> UnfinishedRun:
     path = checkpoint_folder(folder) / _RUN_FILE
     try:
         document = json.loads(path.read_bytes())
-        settings = document["settings"]
+        settings = _found_from_here(document["settings"], Path(document["working_folder"]))
         recipe = build_recipe(settings.pop("name"), settings)
         options = document["options"]
         return UnfinishedRun(
@@ -122,6 +123,24 @@ def _clear(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _found_from_here(settings: dict[str, Any], working_folder: Path) -> dict[str, Any]:
+    """The settings of a run that was begun in another working folder, with the files they name found from this one."""
+    if working_folder == Path.cwd():
+        return settings
+
+    def found(prefix: str, name: str) -> str:
+        return f"{prefix}{working_folder / name}"
+
+    changed = dict(settings)
+    if settings.get("weights"):
+        changed["weights"] = found("", settings["weights"])
+    if settings.get("backbone", "").startswith(LOCAL):
+        changed["backbone"] = found(LOCAL, settings["backbone"].removeprefix(LOCAL))
+    if settings.get("first_layer_filters", "").lower().endswith(".npy"):
+        changed["first_layer_filters"] = found("", settings["first_layer_filters"])
+    return changed
+
+
 def _write(folder: Path, run: UnfinishedRun) -> None:
     document = {
         "source": run.source,
@@ -129,5 +148,6 @@ def _write(folder: Path, run: UnfinishedRun) -> None:
         "settings": recipe_settings(run.recipe),
         "seed": run.seed,
         "fingerprint": run.fingerprint,
+        "working_folder": str(Path.cwd()),
     }
     write_json(checkpoint_folder(folder) / _RUN_FILE, document)

@@ -14,15 +14,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tellapart.data.dataset import Dataset
-from tellapart.errors import TrainingError
+from tellapart.errors import RecipeError, TrainingError
 from tellapart.evaluation.familiarity import Familiarity
 from tellapart.evaluation.metrics import Answer, IntArray
 from tellapart.evaluation.task import RULES
 from tellapart.imaging.decode import Pixels
 from tellapart.inference.model import LinearHead, compose
 from tellapart.records import Calibration, EpochLog, Progress, Task, Weights
-from tellapart.training.loop_recipe import FinetuneRecipe
-from tellapart.training.probe_recipe import AutoRecipe, ProbeRecipe
+from tellapart.training.loop_recipe import FinetuneRecipe, NetworkRecipe
+from tellapart.training.probe_recipe import AutoRecipe
 from tellapart.training.recipes import Recipe
 
 LOG_FILES = ("log.jsonl", "curves.svg")
@@ -102,12 +102,12 @@ class Way(Protocol):
         """Learn from the parts train and, where the recipe chooses by it, val; answer calib."""
         ...
 
-    def preview(self, dataset: Dataset, *, seed: int) -> Path:
-        """Write a picture of what the recipe's augmentation makes of training images.
 
-        Raises:
-            RecipeError: bad-setting, for a recipe without augmentation.
-        """
+class AugmentingWay(Way, Protocol):
+    """The way of a recipe that shows the gradient loop its images changed at random."""
+
+    def preview(self, dataset: Dataset, *, seed: int) -> Path:
+        """Write a picture of what the recipe's augmentation makes of training images."""
         ...
 
 
@@ -122,32 +122,57 @@ def open_way(
     *,
     on_epoch: Callable[[EpochLog], None],
     tensorboard: bool = False,
-    out_of_time: Callable[[], bool] | None = None,
-    falls_back: bool = True,
     began: float | None = None,
 ) -> Way:
-    """Pick the way of a recipe. PyTorch is imported here, and only for recipes that need it.
+    """Pick the way of a recipe.
 
     Args:
         recipe: what is wanted.
         folder: the run's own.
         on_epoch: called after each epoch, where there are any.
         tensorboard: whether to write TensorBoard events into the folder, too.
-        out_of_time: asked after each step of a gradient loop, which ends when it says so; never when None.
-        falls_back: whether a probe ships where training from it did not beat it; not where the caller compares.
         began: when a budget began, by ``time.monotonic``; now when None.
 
     Raises:
+        RecipeError: bad-setting, when TensorBoard is wanted for a recipe that has nothing to write there.
         TrainingError: package-missing.
     """
+    if isinstance(recipe, NetworkRecipe | FinetuneRecipe):
+        return open_loop_way(recipe, folder, on_epoch=on_epoch, tensorboard=tensorboard)
+    if tensorboard:
+        message = f"TensorBoard shows epochs, and the recipe {recipe.name!r} has none of its own"
+        raise RecipeError("bad-setting", message, hint="leave --tensorboard out, or add --recipe finetune")
     if isinstance(recipe, AutoRecipe):
         from tellapart.training.auto import AutoWay
 
         return AutoWay(recipe, folder, on_epoch=on_epoch, began=began)
-    if isinstance(recipe, ProbeRecipe):
-        from tellapart.training.probe import ProbeWay
+    from tellapart.training.probe import ProbeWay
 
-        return ProbeWay(recipe)
+    return ProbeWay(recipe)
+
+
+def open_loop_way(
+    recipe: NetworkRecipe | FinetuneRecipe,
+    folder: Path,
+    *,
+    on_epoch: Callable[[EpochLog], None],
+    tensorboard: bool = False,
+    out_of_time: Callable[[], bool] | None = None,
+    falls_back: bool = True,
+) -> AugmentingWay:
+    """The way of a recipe with a gradient loop. PyTorch is imported here.
+
+    Args:
+        recipe: what is wanted.
+        folder: the run's own.
+        on_epoch: called after each epoch.
+        tensorboard: whether to write TensorBoard events into the folder, too.
+        out_of_time: asked after each step, and the loop ends when it says so; never when None.
+        falls_back: whether a probe ships where training from it did not beat it; not where the caller compares.
+
+    Raises:
+        TrainingError: package-missing.
+    """
     _prepare_process()
     try:
         from tellapart.training.finetune import StagesWay
