@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 import tomllib
 
 import numpy as np
@@ -73,6 +74,23 @@ def test_the_reports_keys(run):
     assert report["seed"] == 0
     assert {"read", "features", "fit", "verify", "test", "total"} <= set(report["seconds"])
     assert all(seconds >= 0 for seconds in report["seconds"].values())
+
+
+def test_where_the_time_went(photos, tmp_path):
+    waits = {"reading": ("read", 0.2), "features": ("features", 0.3), "verifying": ("verify", 0.5)}
+    waited = {}
+
+    def progress(stage, *_):
+        if stage in waits and stage not in waited:
+            waited[stage] = waits[stage]
+            time.sleep(waits[stage][1])
+
+    begun = time.perf_counter()
+    seconds = tellapart.train(photos, out=tmp_path / "run", progress=progress).report["seconds"]
+    assert waited == waits
+    assert all(seconds[name] >= least for name, least in waits.values())
+    total = seconds.pop("total")
+    assert sum(seconds.values()) - 0.01 <= total <= time.perf_counter() - begun + 0.01  # 0.01: they are rounded
 
 
 def test_the_counts_add_up(run):
