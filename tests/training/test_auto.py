@@ -17,14 +17,16 @@ from tellapart.data.check import check_contents
 from tellapart.data.sources import open_dataset
 from tellapart.data.split import split
 from tellapart.errors import ImageError, RecipeError
+from tellapart.inference.bundled import open_backbone
 from tellapart.inference.predict import load
-from tellapart.records import SourceOptions, no_progress
+from tellapart.records import Preprocess, SourceOptions, no_progress
 from tellapart.report.story import more_time
+from tellapart.training import at_hand, feature_search
 from tellapart.training import auto as auto_module
-from tellapart.training import feature_search
+from tellapart.training.at_hand import Speed, TypicalShape
 from tellapart.training.budget import Budget, Outcome, parse_budget, spend
 from tellapart.training.cost import MIN_LOOP_IMAGES, Cost, finetune_seconds
-from tellapart.training.loop_recipe import cnn
+from tellapart.training.loop_recipe import cnn, finetune
 from tellapart.training.probe import ProbeWay
 from tellapart.training.probe_recipe import SEARCHABLE, auto, probe
 from tellapart.training.recipes import build_recipe
@@ -41,7 +43,8 @@ def speed(monkeypatch):
     """A machine as fast as a test says, in seconds an image."""
 
     def set_speed(seconds):
-        monkeypatch.setattr(auto_module, "seconds_per_image", lambda *_: seconds)
+        speed = Speed(decoding=0.0, engine=seconds)
+        monkeypatch.setattr(auto_module, "measure_speed", lambda *_: speed)
 
     return set_speed
 
@@ -164,15 +167,18 @@ def _worse_or_better(monkeypatch, better):
 
 @pytest.mark.usefixtures("no_hurry")
 @pytest.mark.parametrize(
-    ("losses", "names"),
+    ("side_px", "losses", "names"),
     [
-        ({224: 1.0, 320: 0.9, 448: 0.8, 608: 0.7}, ["320", "448", "608"]),
-        ({224: 1.0, 320: 0.9, 448: 0.95}, ["320", "448"]),  # not further than the first that is worse
-        ({224: 1.0, 320: 1.1, 160: 0.9, 112: 0.95}, ["320", "160", "112"]),
-        ({224: 1.0, 320: 1.0, 160: 1.1}, ["320", "160"]),
+        (76, {224: 1.0, 320: 0.9, 448: 0.8, 608: 0.7}, ["320", "448", "608"]),
+        (76, {224: 1.0, 320: 0.9, 448: 0.95}, ["320", "448"]),  # not further than the first that is worse
+        (76, {224: 1.0, 320: 1.1, 160: 0.9, 112: 0.95}, ["320", "160", "112"]),
+        (76, {224: 1.0, 320: 1.0, 160: 1.1}, ["320", "160"]),
+        (40, {224: 1.0, 320: 0.9}, ["320"]),
+        (39, {224: 1.0, 160: 1.1}, ["160"]),  # blown up further than eight times there is nothing new to see
     ],
 )
-def test_sizes_are_walked_from_the_best(photos, tmp_path, monkeypatch, losses, names):
+def test_sizes_are_walked_from_the_best(photos, tmp_path, monkeypatch, side_px, losses, names):
+    monkeypatch.setattr(auto_module, "typical_shape", lambda _: TypicalShape(side_px=side_px, stretch=1.0))
     _worse_or_better(monkeypatch, lambda recipe: losses[recipe.input_size_px])
     settings = {"budget_seconds": 600.0, "searches": ("input_size_px",)}
     adopted, adopt = [], auto_module.AutoWay._adopt
@@ -376,12 +382,42 @@ def test_a_network_from_nothing_has_the_images_size_where_none_was_given(tmp_pat
     assert (way._scratch(32).input_size_px, way._scratch(8).input_size_px) == (32, 16)
 
 
+@pytest.mark.parametrize(
+    ("together", "alone", "decoding", "engine"), [(0.3, 0.2, 0.1, 0.2), (0.2, 0.2, 0.0, 0.2), (0.1, 0.2, 0.0, 0.1)]
+)
+def test_decoding_is_what_the_engine_alone_does_not_take(photos, monkeypatch, together, alone, decoding, engine):
+    def timed(_engine, _preprocess, images):
+        return alone if isinstance(images, np.ndarray) else together
+
+    monkeypatch.setattr(at_hand, "_seconds_each", timed)
+    images = [str(path) for path in photos.rglob("*.png")]
+    speed = at_hand.measure_speed(
+        open_backbone("efficientnet_lite0", (8,), "mean"), Preprocess(input_size_px=32), images
+    )
+    assert (speed.decoding, speed.engine) == pytest.approx((decoding, engine))
+
+
+def test_decoding_takes_as_long_for_any_size_and_is_done_once():
+    cost = Cost(speed=Speed(decoding=1.0, engine=0.4), recipe=probe(), learning=100, verified=10, tested=20)
+    small = probe(input_size_px=112)
+    assert (cost.each(probe()), cost.each(small)) == pytest.approx((1.4, 1.1))
+    assert cost.reading(small) == pytest.approx(110)
+    # Each of 30 images is decoded and answered once; the 10 are answered in full precision, too, as long again and again.
+    assert cost.finish(small) - cost.finish(probe()) == pytest.approx((30 + 2 * 10) * (0.1 - 0.4))
+    # A loop decodes once, and then works on what was decoded.
+    step = finetune(input_size_px=224, epochs=2)
+    slower = replace(cost, speed=Speed(decoding=2.0, engine=0.4))
+    assert slower.loop(step, 80) - cost.loop(step, 80) == pytest.approx(100)
+
+
 def planned(tmp_path, seconds):
     """The way with what it tried of fine-tunes, on a clock that stands still, and what it left out; 2,600 images to train on."""
     way = auto_module.AutoWay(
         auto(budget_seconds=seconds), tmp_path, on_epoch=no_progress, clock=lambda: 0.0, began=0.0
     )
-    way._cost = Cost(seconds_per_image=1 / 640, recipe=probe(), learning=3200, verified=300, tested=800)
+    way._cost = Cost(
+        speed=Speed(decoding=2e-4, engine=14e-4), recipe=probe(), learning=3200, verified=300, tested=800
+    )
     way._keep(auto_module._Best(fitted=None, recipe=probe()), way)
 
     def steps():
@@ -398,7 +434,7 @@ def planned(tmp_path, seconds):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "extent"), [(60, 3), (80, 3), (120, 2), (140, 2), (180, 1), (300, 0), (450, 0), (7200, 0)]
+    ("seconds", "extent"), [(45, 3), (60, 3), (80, 2), (110, 2), (140, 1), (300, 0), (450, 0), (7200, 0)]
 )
 def test_the_largest_fine_tune_that_fits_with_as_many_epochs_as_fit(tmp_path, seconds, extent):
     way, tried, left_out = planned(tmp_path, seconds)

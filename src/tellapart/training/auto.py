@@ -16,7 +16,7 @@ from tellapart.errors import RecipeError
 from tellapart.imaging.decode import Pixels
 from tellapart.inference.bundled import BUNDLED, LAST_STAGE
 from tellapart.records import EpochLog, Progress, no_progress
-from tellapart.training.at_hand import seconds_per_image, typical_shape
+from tellapart.training.at_hand import measure_speed, typical_shape
 from tellapart.training.budget import Budget, Clock, Outcome, Step, spend
 from tellapart.training.cost import MIN_LOOP_IMAGES, Cost
 from tellapart.training.feature_search import FeatureSearch, prepare_all
@@ -83,13 +83,13 @@ class AutoWay:
         """
         learning = learning_part(dataset)
         recipe = self._way.recipe
-        each = seconds_per_image(self._way.backbone, recipe.preprocess, learning.images)
+        speed = measure_speed(self._way.backbone, recipe.preprocess, learning.images)
         own_test = len(dataset.used().where(pl.col("split") == "test"))
         tested = own_test or round(recipe.test_fraction * len(learning))
         taught = len(learning) if own_test else len(learning) - tested
         calib = round(taught * recipe.calib_fraction)
         self._cost = Cost(
-            seconds_per_image=each,
+            speed=speed,
             recipe=recipe,
             learning=len(learning),
             verified=calib if calib >= MIN_CALIB_IMAGES else taught,
@@ -123,7 +123,7 @@ class AutoWay:
         fitted = self._best.fitted
         found = {
             "budget_seconds": self._budget.seconds,
-            "images_per_s": 1 / self._cost.seconds_per_image,
+            "images_per_s": 1 / self._cost.each(self._cost.recipe),
             "tried": [asdict(tried) for tried in search.tried],
             "left_out": [asdict(left) for left in search.left_out],
             "untrained": self._untrained,
@@ -218,7 +218,9 @@ class AutoWay:
 
     def _sample_images(self) -> int:
         """How many images a choice is made on: as many as leave time for several choices."""
-        affordable = self._budget.left() * _SHARE_A_CHOICE / self._budget.expected(self._cost.seconds_per_image)
+        affordable = (
+            self._budget.left() * _SHARE_A_CHOICE / self._budget.expected(self._cost.each(self._cost.recipe))
+        )
         return min(MAX_SAMPLE_IMAGES, max(MIN_SAMPLE_IMAGES, int(affordable)))
 
     def _adopt(self, recipe: ProbeRecipe, dataset: Dataset, seed: int) -> Step:
@@ -366,7 +368,7 @@ _EXTENTS = (
     _Extent(side_share=1.0, train_stages=6, least_epochs=6, most_epochs=20),
     _Extent(side_share=0.71, train_stages=6, least_epochs=8, most_epochs=10),
     _Extent(side_share=0.57, train_stages=6, least_epochs=6, most_epochs=10),
-    _Extent(side_share=0.57, train_stages=5, least_epochs=3, most_epochs=6),
+    _Extent(side_share=0.57, train_stages=5, least_epochs=3, most_epochs=8),
 )
 
 

@@ -13,7 +13,7 @@ Clock = Callable[[], float]
 
 MAX_BUDGET_SECONDS = 7 * 86_400
 
-_CAUTION = 1.2
+_CAUTION = 1.15
 """What an estimate is multiplied by: a step that ends early costs nothing, one that ends late is thrown away."""
 
 

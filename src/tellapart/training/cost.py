@@ -7,6 +7,7 @@ from types import MappingProxyType
 from tellapart.data.dataset import Dataset
 from tellapart.inference.bundled import BUNDLED
 from tellapart.training.answers import Answered
+from tellapart.training.at_hand import Speed
 from tellapart.training.loop_recipe import FinetuneRecipe, NetworkRecipe, finetune
 from tellapart.training.probe_recipe import ProbeRecipe
 from tellapart.training.recipes import Recipe
@@ -15,7 +16,7 @@ from tellapart.training.recipes import Recipe
 # stages that are trained, and what the stages before them take of the engine: measured at 224 px, docs/experiments.md.
 _TRAINED: Mapping[int, float] = MappingProxyType({1: 0.5, 2: 0.9, 3: 2.1, 4: 3.0, 5: 4.0, 6: 5.5, 7: 7.5})
 _FROZEN: Mapping[int, float] = MappingProxyType({1: 0.95, 2: 0.9, 3: 0.75, 4: 0.55, 5: 0.45, 6: 0.35, 7: 0.25})
-_STEP_SHARE = 0.1  # of that work which does not shrink with the image: the optimiser's
+_STEP_SHARE = 0.05  # of that work which does not shrink with the image: the optimiser's
 
 _LOOP_START_SECONDS = 6.0  # PyTorch's import, the first steps
 _VERIFYING_PASSES = 3  # as the file will be used, and in full precision, which takes twice as long
@@ -24,7 +25,7 @@ _REPORT_SECONDS_PER_IMAGE = 4e-4  # intervals, predictions, ranks
 _DEPTH_POWER = (
     3  # deeper bundled backbones are wider, too: 1.3 and 1.6 times the work a pixel were measured for 1.1 and 1.2
 )
-_SCRATCH_SHARE = 0.5  # an epoch of ``scratch`` at 32 px, an image, against the backbone at 224 px
+_SCRATCH_SHARE = 0.4  # an epoch of ``scratch`` at 32 px, an image, against the backbone at 224 px
 
 MIN_LOOP_IMAGES = 400
 """Images to learn from below which a gradient loop is not worth a try: a tenth of them is too few to choose by."""
@@ -35,7 +36,7 @@ class Cost:
     """Estimates in seconds.
 
     Attributes:
-        seconds_per_image: from an image's file to the answer of ``recipe``'s backbone, as measured.
+        speed: of an image's file and of ``recipe``'s backbone, as measured.
         recipe: what was measured.
         learning: number of images outside the test part.
         verified: number of images that verifying asks the finished file about.
@@ -43,7 +44,7 @@ class Cost:
         fit_seconds: what fitting a probe took.
     """
 
-    seconds_per_image: float
+    speed: Speed
     recipe: ProbeRecipe
     learning: int
     verified: int
@@ -51,8 +52,12 @@ class Cost:
     fit_seconds: float = 1.0
 
     def each(self, recipe: ProbeRecipe | NetworkRecipe | FinetuneRecipe) -> float:
-        """An image's way to the answer of another backbone or size; too much rather than too little, as decoding counts in."""
-        return self.seconds_per_image * _work(recipe) / _work(self.recipe)
+        """An image's way from its file to the answer of another backbone or size; decoding takes as long for any size."""
+        return self.speed.decoding + self._engine(recipe)
+
+    def _engine(self, recipe: ProbeRecipe | NetworkRecipe | FinetuneRecipe, side_px: int = 0) -> float:
+        """An image's way through that backbone."""
+        return self.speed.engine * _work(recipe, side_px) / _work(self.recipe)
 
     def reading(self, recipe: ProbeRecipe | NetworkRecipe | FinetuneRecipe) -> float:
         """Embedding all images to learn from."""
@@ -60,8 +65,9 @@ class Cost:
 
     def finish(self, recipe: ProbeRecipe | NetworkRecipe | FinetuneRecipe) -> float:
         """The rest of a run after the search: calibration, verifying, testing, the report."""
-        answered = _VERIFYING_PASSES * self.verified + self.tested
-        return answered * self.each(recipe) + _REPORT_SECONDS + _REPORT_SECONDS_PER_IMAGE * self.tested
+        answered = (self.verified + self.tested) * self.each(recipe)
+        again = (_VERIFYING_PASSES - 1) * self.verified * self._engine(recipe)
+        return answered + again + _REPORT_SECONDS + _REPORT_SECONDS_PER_IMAGE * self.tested
 
     def longer(
         self,
@@ -73,21 +79,21 @@ class Cost:
 
     def after_loop(self, recipe: NetworkRecipe | FinetuneRecipe) -> float:
         """What comes between a gradient loop and its model: embeddings with two heads, and the fit of one."""
-        return 3 * self.reading(recipe) + self.fit_seconds if isinstance(recipe, FinetuneRecipe) else 0.0
+        if not isinstance(recipe, FinetuneRecipe):
+            return 0.0
+        return 3 * self.learning * self._engine(recipe) + self.fit_seconds
 
     def loop(self, recipe: NetworkRecipe | FinetuneRecipe, images: int) -> float:
         """A gradient loop over that many training images, its own decoding and embedding included."""
         if isinstance(recipe, FinetuneRecipe):
-            each = self.each(recipe)
             shrinking = _STEP_SHARE + (1 - _STEP_SHARE) * (recipe.input_size_px / 224) ** 2
-            whole = self.each(recipe) / (recipe.input_size_px / 224) ** 2  # of a backbone of this depth at 224 px
-            training = recipe.epochs * images * _TRAINED[recipe.train_stages] * whole * shrinking
-            views = recipe.views * images * _FROZEN[recipe.train_stages] * each
+            trained = _TRAINED[recipe.train_stages] * self._engine(recipe, 224) * shrinking
+            training = recipe.epochs * images * trained
+            views = recipe.views * images * _FROZEN[recipe.train_stages] * self._engine(recipe)
             start = self.reading(recipe) + self.fit_seconds  # the probe it begins with
             return _LOOP_START_SECONDS + start + training + views + self.after_loop(recipe)
-        side = recipe.input_size_px or 32
-        at_224 = self.seconds_per_image * _work(recipe, 224) / _work(self.recipe)
-        return _LOOP_START_SECONDS + recipe.epochs * images * _SCRATCH_SHARE * at_224 * (side / 32) ** 2
+        step = _SCRATCH_SHARE * self._engine(recipe, 224) * ((recipe.input_size_px or 32) / 32) ** 2
+        return _LOOP_START_SECONDS + recipe.epochs * images * step
 
 
 def finetune_seconds(recipe: Recipe, *, learning: Dataset, tested: Answered) -> float | None:
@@ -103,7 +109,7 @@ def finetune_seconds(recipe: Recipe, *, learning: Dataset, tested: Answered) -> 
     if len(learning) < MIN_LOOP_IMAGES:
         return None
     cost = Cost(
-        seconds_per_image=tested.seconds / len(tested.answers),
+        speed=Speed(decoding=0.0, engine=tested.seconds / len(tested.answers)),
         recipe=recipe,
         learning=len(learning),
         verified=0,

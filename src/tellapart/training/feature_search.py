@@ -21,7 +21,7 @@ from tellapart.training.train import Way
 
 _LARGER_SIDES = (320, 448, 608)
 _SMALLER_SIDES = (160, 112)
-_MAX_SIDE_FACTOR = 16  # an image blown up further than that shows nothing new
+_MAX_SIDE_FACTOR = 8  # an image blown up further than that shows nothing new
 _STAGES = ((5, 6, 7, 8), (LAST_STAGE,), (2, 3, 4, 5))
 _STRETCHED = 1.15
 """Longer side over shorter from which on it is measured how images are best made square."""
