@@ -12,7 +12,9 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
@@ -67,7 +69,17 @@ class Bench:
         )
         script = script.replace("TYPE", "multipart/form-data; boundary=b" if form else "image/jpeg")
         (self.scratch / "wrk.lua").write_text(script)
-        arguments = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "-s", str(self.scratch / "wrk.lua"), url]
+        arguments = [
+            "wrk",
+            "-t1",
+            f"-c{clients}",
+            f"-d{seconds}s",
+            "--timeout",
+            "20s",
+            "-s",
+            str(self.scratch / "wrk.lua"),
+            url,
+        ]
         output = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
         requests, bad, took, p50, _ = (float(x) for x in re.search(r"RESULT (.+)", output)[1].split())
         if bad:
@@ -108,16 +120,24 @@ def tellapart(model: Path):
         yield re.search(r"http://[^/\s]+", server.stdout.readline())[0], server.pid
 
 
+def answers(url: str) -> bool:
+    """Whether a server is there and ready: LitServe listens before its model does, and says 503 until then."""
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
+    except urllib.error.HTTPError as error:
+        return error.code != 503
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def rival(kind: str):
     """The address of another server; None where it cannot start."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with process([sys.executable, str(Path(__file__).with_name("rival_serve.py")), kind, str(port)]) as server:
-        while server.poll() is None:
-            with suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
+        while server.poll() is None and not answers(f"http://127.0.0.1:{port}/health"):
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}" if server.poll() is None else None
 

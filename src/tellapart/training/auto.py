@@ -365,7 +365,7 @@ class _Extent:
 
 # The largest first. A smaller image buys epochs: at 0.57 of the side they take a third of the time (docs/experiments.md).
 _EXTENTS = (
-    _Extent(side_share=1.0, train_stages=6, least_epochs=6, most_epochs=20),
+    _Extent(side_share=1.0, train_stages=6, least_epochs=6, most_epochs=12),
     _Extent(side_share=0.71, train_stages=6, least_epochs=8, most_epochs=10),
     _Extent(side_share=0.57, train_stages=6, least_epochs=6, most_epochs=10),
     _Extent(side_share=0.57, train_stages=5, least_epochs=3, most_epochs=8),
