@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -169,18 +170,20 @@ def _worse_or_better(monkeypatch, better):
 @pytest.mark.parametrize(
     ("side_px", "losses", "names"),
     [
-        (76, {224: 1.0, 320: 0.9, 448: 0.8, 608: 0.7}, ["320", "448", "608"]),
-        (76, {224: 1.0, 320: 0.9, 448: 0.95}, ["320", "448"]),  # not further than the first that is worse
-        (76, {224: 1.0, 320: 1.1, 160: 0.9, 112: 0.95}, ["320", "160", "112"]),
-        (76, {224: 1.0, 320: 1.0, 160: 1.1}, ["320", "160"]),
-        (40, {224: 1.0, 320: 0.9}, ["320"]),
-        (39, {224: 1.0, 160: 1.1}, ["160"]),  # blown up further than eight times there is nothing new to see
+        (20, {64: 1.0, 96: 0.9, 128: 0.8, 160: 0.7}, ["96", "128", "160"]),
+        (20, {64: 1.0, 96: 0.9, 128: 0.95}, ["96", "128"]),  # not further than the first that is worse
+        (20, {64: 1.0, 96: 1.1, 56: 0.9, 40: 0.95}, ["96", "56", "40"]),
+        (20, {64: 1.0, 96: 1.0, 56: 1.1}, ["96", "56"]),
+        (12, {64: 1.0, 96: 0.9}, ["96"]),
+        (11, {64: 1.0, 56: 1.1}, ["56"]),  # blown up further than eight times there is nothing new to see
     ],
 )
 def test_sizes_are_walked_from_the_best(photos, tmp_path, monkeypatch, side_px, losses, names):
     monkeypatch.setattr(auto_module, "typical_shape", lambda _: TypicalShape(side_px=side_px, stretch=1.0))
+    monkeypatch.setattr(feature_search, "_LARGER_SIDES", (96, 128, 160))
+    monkeypatch.setattr(feature_search, "_SMALLER_SIDES", (56, 40))
     _worse_or_better(monkeypatch, lambda recipe: losses[recipe.input_size_px])
-    settings = {"budget_seconds": 600.0, "searches": ("input_size_px",)}
+    settings = {"budget_seconds": 600.0, "searches": ("input_size_px",), "input_size_px": 64}
     adopted, adopt = [], auto_module.AutoWay._adopt
 
     def recorded(way, recipe, *rest):
@@ -191,7 +194,7 @@ def test_sizes_are_walked_from_the_best(photos, tmp_path, monkeypatch, side_px, 
     run = tellapart.train(photos, recipe="auto", settings=settings, out=tmp_path / "run")
     assert [name.split()[2] for name in tried(run) if name.startswith("images of")] == names
     lead = min(losses, key=losses.__getitem__)
-    assert adopted == ([lead] if lead != 224 else [])
+    assert adopted == ([lead] if lead != 64 else [])
     assert any(name.startswith("the best of these") for name in tried(run)) == bool(adopted)
 
 
@@ -317,6 +320,7 @@ def test_gradient_loops_are_chosen_by_val(tmp_path, monkeypatch):
 
     quick = auto_module._Extent(side_share=1.0, train_stages=1, least_epochs=1, most_epochs=1)
     monkeypatch.setattr(auto_module, "_EXTENTS", (quick,))
+    monkeypatch.setattr(auto_module, "scratch", partial(auto_module.scratch, epochs=6))
     source = small_images(tmp_path / "small", 260)
     epochs, compared = [], []
 
