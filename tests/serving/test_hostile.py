@@ -113,6 +113,12 @@ def part(name=b'name="f"; filename="a.png"', data=RED, headers=b""):
         pytest.param(
             [HEAD + CHUNKED + CLOSE + b"0\r\nX: ", *[b"y" * 5000] * 2], 431, "head-too-large", id="one behind it"
         ),
+        pytest.param(
+            [HEAD + CHUNKED + CLOSE + b"0\r\nX: " + b"y" * 10_000],
+            431,
+            "head-too-large",
+            id="one behind it, in the same bytes",
+        ),
         pytest.param([GET], 408, "too-slow", id="headers without an end"),
         pytest.param([b""], 408, "too-slow", id="nothing at all"),
         pytest.param([b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"], 400, "bad-request", id="TLS"),

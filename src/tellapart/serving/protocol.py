@@ -18,6 +18,7 @@ _CLOSING_SECONDS = 5.0
 _DISCARDING_SECONDS = 5.0
 _HURRY_SECONDS = 1.0
 _IS_CLOSING = "tellapart.is_closing"
+_HEAD_PIECE_BYTES = 1024
 _SEPARATORS = len(b": \r\n")
 
 
@@ -56,11 +57,18 @@ class LimitedProtocol(HttpToolsProtocol):
             self._end("overloaded")
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, and end it when it is too much."""
-        if self.transport.is_closing():
-            return
-        if self.phase == "idle":
-            self._enter("head")
+        """Take what came, and end it when it is too much.
+
+        A head is read in small pieces: what follows it in the same piece is not counted as what follows it.
+        """
+        while data and not self.transport.is_closing():
+            if self.phase == "idle":
+                self._enter("head")
+            size = _HEAD_PIECE_BYTES if self.phase == "head" else len(data)
+            self._take(data[:size])
+            data = data[size:]
+
+    def _take(self, data: bytes) -> None:
         self.arrived += len(data)
         self._window_bytes += len(data)
         self._bytes_since_body += len(data)
