@@ -332,7 +332,7 @@ class _Watch:
         lead: accuracy on val of the best so far; 0 for a loop that begins there.
 
     Attributes:
-        hopeless: whether it is still ``_FAR_BEHIND`` after half its epochs: the other half has never brought so much.
+        hopeless: whether it is still ``_FAR_BEHIND`` after half its epochs.
     """
 
     def __init__(self, on_epoch: Callable[[EpochLog], None], lead: float) -> None:
