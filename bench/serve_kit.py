@@ -26,7 +26,11 @@ from train import command
 CLIENTS, WRK_S = 8, 8
 LUA = """
 local bodies = {}
-for i = 1, COUNT do local file = io.open("FOLDER/" .. i .. ".jpg", "rb"); bodies[i] = HEAD .. file:read("*all") .. TAIL end
+for i = 1, COUNT do
+  local file = io.open("FOLDER/" .. i .. ".jpg", "rb")
+  bodies[i] = HEAD .. file:read("*all") .. TAIL
+  file:close() -- wrk has no room for connections beside many open files
+end
 local i = 0
 request = function() i = i % #bodies + 1; return wrk.format("POST", "/predict", {["Content-Type"] = "TYPE"}, bodies[i]) end
 done = function(s, l, _)
@@ -69,17 +73,7 @@ class Bench:
         )
         script = script.replace("TYPE", "multipart/form-data; boundary=b" if form else "image/jpeg")
         (self.scratch / "wrk.lua").write_text(script)
-        arguments = [
-            "wrk",
-            "-t1",
-            f"-c{clients}",
-            f"-d{seconds}s",
-            "--timeout",
-            "20s",
-            "-s",
-            str(self.scratch / "wrk.lua"),
-            url,
-        ]
+        arguments = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "-s", str(self.scratch / "wrk.lua"), url]
         output = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
         requests, bad, took, p50, _ = (float(x) for x in re.search(r"RESULT (.+)", output)[1].split())
         if bad:
