@@ -229,7 +229,14 @@ def _train(
         model = pack(fitted.to_onnx(card.calibration, dataset.task), card)
         part = dataset.used("calib") if fitted.method == "calib" else dataset.used("train")
         classifier = Classifier(model)
-        verification, answers = verify(classifier, model, part, fitted.expected(part, card.calibration), progress)
+        verification, answers = verify(
+            classifier,
+            model,
+            part,
+            fitted.expected(part, card.calibration),
+            lambda rows: fitted.in_full(part, rows, card.preprocess, card.calibration),
+            progress,
+        )
     with clock.stage("test"):
         tested = answer(classifier, dataset.used("test"), progress)
         dataset = _with_tested(dataset, tested)

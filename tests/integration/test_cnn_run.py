@@ -19,9 +19,11 @@ from tellapart.cli import app  # noqa: E402
 from tellapart.errors import TellapartError  # noqa: E402
 from tellapart.imaging.preprocess import load_input  # noqa: E402
 from tellapart.inference.model import read_model  # noqa: E402
+from tellapart.inference.predict import Classifier  # noqa: E402
 from tellapart.training import gradient, loop  # noqa: E402
 from tellapart.training.objective import Classification  # noqa: E402
 from tellapart.training.recipes import RECIPES, build_recipe  # noqa: E402
+from tellapart.training.verify import verify  # noqa: E402
 
 TINY = "conv 6x3, pool 2, flatten, dense 16"
 QUICK = {
@@ -70,16 +72,29 @@ def pair(photos, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runs(photos, pair, tmp_path_factory):
+def in_full():
+    """What the fitted model and its file say in full precision of the images that verified it, by run folder's name."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def runs(photos, pair, tmp_path_factory, in_full):
     """A finished run of each recipe on three classes and, under its name and "-2", on two; made when asked for."""
     made = {}
 
     def get(name):
+        def verify_and_record(classifier, model, part, fitted, asked_in_full, progress):
+            file = Classifier(model, precision="f32").predict(part.images)
+            in_full[name] = asked_in_full(np.arange(len(part))), np.array([one.probs for one in file])
+            return verify(classifier, model, part, fitted, asked_in_full, progress)
+
         if name not in made:
             recipe, _, classes = name.partition("-")
             source = pair if classes else photos
             out = tmp_path_factory.mktemp("runs") / name
-            made[name] = tellapart.train(source, recipe=recipe, settings=QUICK[recipe], out=out)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(pipeline, "verify", verify_and_record)
+                made[name] = tellapart.train(source, recipe=recipe, settings=QUICK[recipe], out=out)
         return made[name]
 
     return get
@@ -101,13 +116,16 @@ def test_the_contract_has_every_recipe():
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *(f"{name}-2" for name in RECIPES)])
-def test_every_recipe_gives_a_model_file_that_agrees(runs, name):
+def test_every_recipe_gives_a_model_file_that_agrees(runs, in_full, name):
     run = runs(name)
     found = run.report["verification"]
     assert found["n"] >= 2
     assert found["top1_differs"] <= found["ties"]
     assert found["max_abs_difference"] < 0.05
     assert 0 <= found["familiarity_max_abs_difference"] < 0.7  # bfloat16, and a spread known from 48 images
+    fitted, file = in_full[name]
+    assert len(fitted) == found["n"]
+    assert fitted == pytest.approx(file, abs=1e-4)
     assert {path.name for path in run.folder.iterdir()} >= EVERY_RUN
     page = (run.folder / "report.html").read_text()
     assert page.count('alt="Heat map') > 10

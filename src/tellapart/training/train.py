@@ -14,13 +14,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tellapart.data.dataset import Dataset
-from tellapart.errors import RecipeError, TrainingError
+from tellapart.errors import ImageError, RecipeError, TrainingError
 from tellapart.evaluation.familiarity import Familiarity
-from tellapart.evaluation.metrics import Answer, IntArray
+from tellapart.evaluation.metrics import Answer, FloatArray, IntArray
 from tellapart.evaluation.task import RULES
 from tellapart.imaging.decode import Pixels
+from tellapart.inference.engine import OpenVINOEngine, iter_outputs
 from tellapart.inference.model import LinearHead, compose
-from tellapart.records import Calibration, EpochLog, Progress, Task, Weights
+from tellapart.records import Calibration, EpochLog, Preprocess, Progress, Task, Weights
 from tellapart.training.loop_recipe import FinetuneRecipe, NetworkRecipe
 from tellapart.training.probe_recipe import AutoRecipe
 from tellapart.training.recipes import Recipe
@@ -70,6 +71,24 @@ class Fitted:
         logits = np.stack([self.logits[content] for content in part.contents]).astype(np.float64)
         scores = np.array([self.scores[content] for content in part.contents])
         return {"probs": RULES[part.task].probs(logits / calibration.temperature), "familiarity": scores}
+
+    def in_full(
+        self, part: Dataset, rows: IntArray, preprocess: Preprocess, calibration: Calibration
+    ) -> FloatArray:
+        """(n, K) probabilities of some rows of a part, the trunk computed in float32.
+
+        Raises:
+            ImageError: an image that was read before cannot be read now.
+        """
+        engine = OpenVINOEngine(
+            self.trunk, input_size_px=preprocess.input_size_px, precision="f32", outputs=["embedding"]
+        )
+        images, embeddings = part.images, []
+        for output in iter_outputs(engine, preprocess, [images[row] for row in rows]):
+            if isinstance(output, ImageError):
+                raise output
+            embeddings.append(output["embedding"])
+        return RULES[part.task].probs(self.head.logits(np.stack(embeddings)) / calibration.temperature)
 
     def to_onnx(self, calibration: Calibration, task: Task) -> onnx.ModelProto:
         """The graph of the model file."""
