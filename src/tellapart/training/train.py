@@ -160,7 +160,11 @@ def open_way(
         return open_loop_way(recipe, folder, on_epoch=on_epoch, tensorboard=tensorboard)
     if tensorboard:
         message = f"TensorBoard shows epochs, and the recipe {recipe.name!r} has none of its own"
-        raise RecipeError("bad-setting", message, hint="leave --tensorboard out, or add --recipe finetune")
+        raise RecipeError(
+            "bad-setting",
+            message,
+            hint="leave --tensorboard out, or choose a recipe with epochs: --recipe finetune",
+        )
     if isinstance(recipe, AutoRecipe):
         from tellapart.training.auto import AutoWay
 
