@@ -119,13 +119,57 @@ def test_too_short_a_budget_says_what_would_do(photos, tmp_path, speed):
 
 
 def test_where_the_first_size_does_not_fit_a_smaller_one_is_taken(photos, tmp_path, speed):
-    speed(0.5)  # at 224 px 60 images and verifying 48 would take 102 s, at 112 px 26 s
-    settings = {"budget_seconds": 45.0, "searches": ("input_size_px",)}
+    speed(0.5)  # at 224 px 60 images and verifying 48 would take 102 s, at 160 px 52 s
+    settings = {"budget_seconds": 75.0, "searches": ("input_size_px",)}
     run = tellapart.train(photos, recipe="auto", settings=settings, out=tmp_path / "run")
-    assert run.report["recipe"]["input_size_px"] == 112
+    assert run.report["recipe"]["input_size_px"] == 160
     assert run.report["test"]["n"] == 12
-    assert not tried(run)
+    assert run.report["dataset"]["skipped"] == 0
     assert searched(run)["left_out"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "seconds_each", "side"),
+    [({"searches": ("input_size_px",)}, 0.5, 160), ({"searches": (), "input_size_px": 128}, 0.25, 128)],
+)
+def test_where_not_all_images_fit_as_many_as_do_are_learned_from(photos, tmp_path, speed, settings, seconds_each, side):
+    speed(seconds_each)
+    settings = {"budget_seconds": 50.0, **settings}
+    run = tellapart.train(photos, recipe="auto", settings=settings, out=tmp_path / "run")
+    assert run.report["recipe"]["input_size_px"] == side
+    dataset = run.report["dataset"]
+    assert 30 < dataset["used"] < dataset["seen"] == dataset["used"] + dataset["skipped"] == 60
+    assert dataset["reasons"] == {"no-time": dataset["skipped"]}
+    assert f"there was time to learn from {dataset['used']} of 60 images, drawn at random" in dataset["notes"]
+    of_class = dataset["classes"].values()
+    assert max(of_class) - min(of_class) <= 1
+
+
+def test_images_in_a_test_folder_are_tested_whatever_the_time(photos, tmp_path, speed):
+    root = tmp_path / "parted"
+    for part, first, last in (("train", 0, 14), ("test", 14, 20)):
+        for folder in photos.iterdir():
+            for image in sorted(folder.iterdir())[first:last]:
+                (root / part / folder.name).mkdir(parents=True, exist_ok=True)
+                shutil.copy(image, root / part / folder.name)
+    speed(0.5)
+    settings = {"budget_seconds": 55.0, "searches": ("input_size_px",)}
+    run = tellapart.train(root, recipe="auto", settings=settings, out=tmp_path / "run")
+    assert run.report["test"]["n"] == 18
+    assert run.report["dataset"]["skipped"] > 0
+
+
+def test_of_few_images_none_is_left_out_for_want_of_time(photos, tmp_path, speed):
+    root = tmp_path / "few"
+    for folder in photos.iterdir():
+        for image in sorted(folder.iterdir())[:9]:
+            (root / folder.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(image, root / folder.name)
+    speed(1.0)
+    settings = {"budget_seconds": 25.0, "searches": ()}
+    with pytest.raises(RecipeError) as caught:
+        tellapart.train(root, recipe="auto", settings=settings, out=tmp_path / "run")
+    assert caught.value.code == "budget-too-short"
 
 
 @pytest.mark.usefixtures("no_hurry")
@@ -318,7 +362,7 @@ def test_gradient_loops_are_chosen_by_val(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     from tellapart.training.gradient import LoopWay
 
-    quick = auto_module._Extent(side_share=1.0, train_stages=1, least_epochs=1, most_epochs=1)
+    quick = auto_module._Extent(side_share=1.0, train_stages=1, least=1, most_epochs=1)
     monkeypatch.setattr(auto_module, "_EXTENTS", (quick,))
     monkeypatch.setattr(auto_module, "scratch", partial(auto_module.scratch, epochs=6))
     source = small_images(tmp_path / "small", 260)
@@ -396,7 +440,7 @@ def test_decoding_is_what_the_engine_alone_does_not_take(photos, monkeypatch, to
     monkeypatch.setattr(at_hand, "_seconds_each", timed)
     images = [str(path) for path in photos.rglob("*.png")]
     speed = at_hand.measure_speed(
-        open_backbone("efficientnet_lite0", (8,), "mean"), Preprocess(input_size_px=32), images
+        open_backbone("efficientnet_lite0", (8,), "mean"), Preprocess(input_size_px=32), images, 2
     )
     assert (speed.decoding, speed.engine) == pytest.approx((decoding, engine))
 
@@ -447,13 +491,14 @@ def test_the_largest_fine_tune_that_fits_with_as_many_epochs_as_fit(tmp_path, se
     stages, epochs, side_px = re.fullmatch(r"stages (.-8) trained, (\d+) epochs, (\d+) px", *tried).groups()
     assert (stages, int(side_px)) == (f"{9 - chosen.train_stages}-8", side)
     assert len(left_out) == extent
-    assert chosen.least_epochs <= int(epochs) <= chosen.most_epochs
+    least = chosen.least_epochs(2_600)
+    assert least == chosen.least <= int(epochs) <= chosen.most_epochs
 
     def fits(count):
         recipe = way._finetune(way._way.recipe, chosen, count)
         return way._budget.fits(way._cost.loop(recipe, 2_600) + way._cost.longer(recipe, way._best.recipe))
 
-    assert fits(int(epochs)) or int(epochs) == chosen.least_epochs
+    assert fits(int(epochs)) or int(epochs) == least
     assert int(epochs) == chosen.most_epochs or not fits(int(epochs) + 1)
 
 
@@ -461,9 +506,18 @@ def test_no_fine_tune_where_none_fits(tmp_path):
     _way, tried, left_out = planned(tmp_path, 30)
     assert (tried, len(left_out)) == ([], len(auto_module._EXTENTS))
     assert all(
-        f" {extent.least_epochs} epochs" in name
+        f" {extent.least} epochs" in name
         for extent, name in zip(auto_module._EXTENTS, left_out, strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("least", "images", "epochs"),
+    [(6, 300, 6), (6, 2_600, 6), (6, 5_200, 3), (6, 11_000, 1), (3, 5_200, 2), (3, 100_000, 1), (8, 0, 8)],
+)
+def test_of_more_images_fewer_epochs_are_enough(least, images, epochs):
+    extent = replace(auto_module._EXTENTS[0], least=least)
+    assert extent.least_epochs(images) == epochs
 
 
 def epoch(number, of, val_accuracy):
@@ -483,10 +537,12 @@ def epoch(number, of, val_accuracy):
 )
 def test_a_loop_that_is_far_behind_at_half_its_time_is_given_up(entries, lead, hopeless):
     heard = []
-    watch = auto_module._Watch(heard.append, lead)
+    watch = auto_module._Watch(heard.append, lead=lead, at_the_end=lambda: heard.append("the end"))
     for entry in entries:
         watch(entry)
     assert (watch.hopeless, heard) == (hopeless, entries)
+    watch(epoch(20, 20, 0.9))
+    assert heard[-1] == "the end"
 
 
 def test_a_budget_begins_before_the_source_is_opened(photos, tmp_path, monkeypatch):

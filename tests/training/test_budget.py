@@ -92,6 +92,36 @@ def test_a_step_that_takes_too_long_is_stopped_in_time(takes):
     assert 60 - budget.spent() >= 20  # the rest of the run still fits
 
 
+@pytest.mark.parametrize(
+    ("winds_up", "seconds", "takes", "ends"),
+    [
+        (False, 60, 41, False),
+        (True, 60, 41, True),
+        (True, 60, 44, True),
+        (True, 60, 46, False),  # not by more than half of what a budget may be missed by
+        (True, 1000, 1004, True),
+        (True, 1000, 1006, False),
+    ],
+)
+def test_what_has_something_to_show_may_end_a_little_late(winds_up, seconds, takes, ends):
+    clock = FakeClock()
+    budget = Budget(seconds, clock)
+    budget.finish_seconds = 20 / 1.15  # with caution, 20
+
+    def run(progress):
+        if winds_up:
+            budget.wind_up()
+        for _ in range(takes):
+            clock.now += 1
+            progress("features", 1, 2)
+        return Outcome(before=1.0, after=0.5, n=10, kept=True)
+
+    late = Step(name="loop", seconds=1, then_seconds=0, run=run)
+    search = spend(budget, [late, step(clock, "next", 1)], no_progress)
+    assert (search.tried[0].outcome is not None) == ends
+    assert names(search.tried) == ["loop"]  # what follows has no such grace
+
+
 def test_a_machine_that_turns_out_slow_is_planned_for():
     clock = FakeClock()
     budget = Budget(100, clock)

@@ -15,6 +15,7 @@ from tellapart.records import Backbone, Preprocess
 _ASKED_IMAGES = 64
 _FIRST_IMAGES = 8  # that are not timed: the first ones fill caches
 _UNKNOWN_SIDE_PX = 64
+_FITTED_ROWS, _FITTED_TIMES = 4_000, 3  # too much for the processor's caches, as what is fitted is
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,13 +42,22 @@ def typical_shape(images: Sequence[str | StoredImage]) -> TypicalShape:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speed:
-    """Seconds an image, all processors working: from its file to the model's input, and from there to the answer."""
+    """Seconds an image, all processors working.
+
+    Attributes:
+        decoding: from its file to the model's input.
+        engine: from there to the answer.
+        fitting: once through its features while a head is fitted, there and back.
+    """
 
     decoding: float
     engine: float
+    fitting: float = 0.0
 
 
-def measure_speed(backbone: Backbone, preprocess: Preprocess, images: Sequence[str | StoredImage]) -> Speed:
+def measure_speed(
+    backbone: Backbone, preprocess: Preprocess, images: Sequence[str | StoredImage], classes: int
+) -> Speed:
     """Measure how long images take."""
     side = preprocess.input_size_px
     engine = OpenVINOEngine(backbone.onnx_bytes, input_size_px=side, outputs=["embedding"])
@@ -57,7 +67,23 @@ def measure_speed(backbone: Backbone, preprocess: Preprocess, images: Sequence[s
         _seconds_each(engine, preprocess, source)
     alone = _seconds_each(engine, preprocess, pixels)
     together = _seconds_each(engine, preprocess, drawn)
-    return Speed(decoding=max(0.0, together - alone), engine=min(together, alone))
+    return Speed(
+        decoding=max(0.0, together - alone),
+        engine=min(together, alone),
+        fitting=_fitting_each(backbone.embedding_dim, classes),
+    )
+
+
+def _fitting_each(features: int, classes: int) -> float:
+    """What an iteration of a solver takes, an image; the first one, which warms up, is not timed."""
+    matrix = np.random.default_rng(0).random((_FITTED_ROWS, features), dtype=np.float32)
+    weights = np.ones((features, classes), dtype=np.float32)
+    begun = 0.0
+    for i in range(1 + _FITTED_TIMES):
+        if i == 1:
+            begun = time.perf_counter()
+        matrix.T @ (matrix @ weights)
+    return (time.perf_counter() - begun) / (_FITTED_ROWS * _FITTED_TIMES)
 
 
 def _seconds_each(

@@ -5,13 +5,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from tellapart.data.dataset import Dataset
-from tellapart.data.split import MIN_CALIB_IMAGES
 from tellapart.errors import RecipeError
 from tellapart.imaging.decode import Pixels
 from tellapart.inference.bundled import BUNDLED, LAST_STAGE
@@ -21,12 +23,14 @@ from tellapart.training.budget import Budget, Clock, Outcome, Step, spend
 from tellapart.training.cost import MIN_LOOP_IMAGES, Cost
 from tellapart.training.feature_search import FeatureSearch, prepare_all
 from tellapart.training.loop_recipe import FinetuneRecipe, NetworkRecipe, finetune, scratch
-from tellapart.training.probe import ProbeWay, fit_head, val_score
+from tellapart.training.probe import ProbeWay, fit_head, sample_rows, val_score
 from tellapart.training.probe_recipe import AutoRecipe, ProbeRecipe
 from tellapart.training.recipes import Recipe
 from tellapart.training.train import LOG_FILES, Fitted, Way, learning_part, open_loop_way
 
-_SMALLER_SIDES = (160, 112)  # where even the first probe does not fit
+_SMALLER_SIDE_PX = 160  # where even the first probe does not fit
+_FEWER = 0.9  # from one number of images to the next that may be learned from in time
+_LEAST_OF_A_CLASS = 10  # images that are learned from, whatever the time
 _SMALL_SIDE_PX = 64
 """Up to here an image is small enough for a network from nothing to be worth a try."""
 
@@ -81,22 +85,13 @@ class AutoWay:
         Raises:
             RecipeError: budget-too-short, when reading the images once takes longer.
         """
-        learning = learning_part(dataset)
-        recipe = self._way.recipe
-        speed = measure_speed(self._way.backbone, recipe.preprocess, learning.images)
-        own_test = len(dataset.used().where(pl.col("split") == "test"))
-        tested = own_test or round(recipe.test_fraction * len(learning))
-        taught = len(learning) if own_test else len(learning) - tested
-        calib = round(taught * recipe.calib_fraction)
-        self._cost = Cost(
-            speed=speed,
-            recipe=recipe,
-            learning=len(learning),
-            verified=calib if calib >= MIN_CALIB_IMAGES else taught,
-            tested=tested,
-        )
-        self._way = ProbeWay(self._fitting(recipe))
-        self._untrained = self._why_not_train(taught)
+        recipe, own_test = self._way.recipe, len(dataset.used("test"))
+        images = learning_part(dataset).images
+        speed = measure_speed(self._way.backbone, recipe.preprocess, images, len(dataset.class_names))
+        expected = partial(Cost.expected, speed, recipe, own_test=own_test)
+        self._way, dataset = self._in_time(dataset, expected)
+        self._cost = expected(images=len(learning_part(dataset)))
+        self._untrained = self._why_not_train(self._cost.learning - (0 if own_test else self._cost.tested))
         self.recipe = self._auto = replace(
             self._auto,
             input_size_px=self._way.recipe.input_size_px,
@@ -132,17 +127,29 @@ class AutoWay:
         interrupted = search.interrupted or fitted.interrupted
         return replace(fitted, details={**fitted.details, "search": found}, interrupted=interrupted)
 
-    def _fitting(self, recipe: ProbeRecipe) -> ProbeRecipe:
-        """The recipe, at the largest size at which the images can be read in time."""
-        sides = _SMALLER_SIDES if "input_size_px" in self._auto.searches else ()
-        for side in (recipe.input_size_px, *sides):
-            fitting = replace(recipe, input_size_px=side)
-            needed = self._cost.reading(fitting) + self._cost.fit_seconds + self._cost.finish(fitting)
+    def _in_time(self, dataset: Dataset, expected: Callable[..., Cost]) -> tuple[ProbeWay, Dataset]:
+        """A probe that there is time for: at the size where the search begins, else at a smaller one, else of fewer images.
+
+        Args:
+            dataset: all of them.
+            expected: what a number of them will cost.
+        """
+        recipe, learning = self._way.recipe, learning_part(dataset)
+        smaller = _SMALLER_SIDE_PX if "input_size_px" in self._auto.searches else recipe.input_size_px
+        sides = (recipe.input_size_px, min(smaller, recipe.input_size_px))
+        images, fewest = len(learning), len(_drawn(learning, 0))
+        plans = [(side, images) for side in sides]
+        while images > fewest:
+            images = max(fewest, int(_FEWER * images))
+            plans.append((sides[-1], images))
+        for side, images in plans:
+            probe, cost = replace(recipe, input_size_px=side), expected(images=images)
+            needed = cost.reading(probe) + cost.fit_seconds + cost.finish(probe)
             if self._budget.expected(needed) < self._budget.seconds - self._budget.spent():
-                return fitting
+                return ProbeWay(probe), _thinned(dataset, images)
         message = (
-            f"a budget of {self._budget.seconds:g} s is too short: learning from {self._cost.learning:,} images,"
-            f" testing and reporting takes about {needed:.0f} s here"
+            f"a budget of {self._budget.seconds:g} s is too short: learning from {images:,} images,"
+            f" testing {cost.tested:,} and reporting takes about {needed:.0f} s here"
         )
         enough = 10 * (1 + round(self._budget.spent() + 1.5 * needed) // 10)
         raise RecipeError("budget-too-short", message, hint=f"give it more: --budget {enough}s; or fewer images")
@@ -161,9 +168,9 @@ class AutoWay:
             return f"with fewer than {MIN_LOOP_IMAGES} images to learn from there are too few to choose by"
         if importlib.util.find_spec("torch") is None:
             return "PyTorch is not installed (pip install 'tellapart[train]')"
-        recipe = self._finetune(self._way.recipe, _EXTENTS[-1], _EXTENTS[-1].least_epochs)
-        rest = self._cost.reading(self._way.recipe) + self._cost.finish(self._way.recipe)
         trained = round(learning * (1 - self._auto.calib_fraction) * (1 - self._auto.val_fraction))
+        recipe = self._finetune(self._way.recipe, _EXTENTS[-1], _EXTENTS[-1].least_epochs(trained))
+        rest = self._cost.reading(self._way.recipe) + self._cost.finish(self._way.recipe)
         # Without caution: each step is asked again before it begins, and val images teach a probe all the same.
         needed = self._budget.spent() + rest + self._cost.loop(recipe, trained)
         if needed > self._budget.seconds:
@@ -204,7 +211,7 @@ class AutoWay:
         """The largest that fits, and no other: what is trained longer and deeper has been better, where it had the time."""
         features = self._best.recipe if isinstance(self._best.recipe, ProbeRecipe) else self._way.recipe
         for extent in _EXTENTS:
-            for epochs in range(extent.most_epochs, extent.least_epochs - 1, -1):
+            for epochs in range(extent.most_epochs, extent.least_epochs(len(dataset.used("train"))) - 1, -1):
                 recipe = self._finetune(features, extent, epochs)
                 first = LAST_STAGE + 1 - recipe.train_stages
                 name = f"stages {first}-{LAST_STAGE} trained, {epochs} epochs, {recipe.input_size_px} px"
@@ -251,10 +258,14 @@ class AutoWay:
             self._begun.add(name)
             folder = self._folder / "checkpoint" / recipe.name
             after_loop, before = self._cost.after_loop(recipe), self._val_before(dataset)
-            watch = _Watch(self._on_epoch, lead=before[1] if isinstance(recipe, NetworkRecipe) else 0.0)
+            lead = before[1] if isinstance(recipe, NetworkRecipe) else 0.0
+            watch = _Watch(self._on_epoch, lead=lead, at_the_end=self._budget.wind_up)
 
             def no_more() -> bool:
-                return watch.hopeless or self._budget.left() < self._budget.expected(after_loop)
+                over = watch.hopeless or self._budget.left() < self._budget.expected(after_loop)
+                if over:
+                    self._budget.wind_up()
+                return over
 
             way = open_loop_way(recipe, folder, on_epoch=watch, out_of_time=no_more, falls_back=False)
             try:
@@ -330,18 +341,24 @@ class _Watch:
     Args:
         on_epoch: told of each, too.
         lead: accuracy on val of the best so far; 0 for a loop that begins there.
+        at_the_end: called after the last.
 
     Attributes:
         hopeless: whether it is still ``_FAR_BEHIND`` after half its epochs.
     """
 
-    def __init__(self, on_epoch: Callable[[EpochLog], None], lead: float) -> None:
+    def __init__(
+        self, on_epoch: Callable[[EpochLog], None], *, lead: float, at_the_end: Callable[[], None]
+    ) -> None:
         self._on_epoch = on_epoch
         self._lead = lead
+        self._at_the_end = at_the_end
         self.hopeless = False
 
     def __call__(self, entry: EpochLog) -> None:
         self._on_epoch(entry)
+        if entry.epoch == entry.epochs:
+            self._at_the_end()
         if 2 * entry.epoch >= entry.epochs and entry.val_accuracy is not None:
             self.hopeless = entry.val_accuracy < self._lead - _FAR_BEHIND
 
@@ -354,27 +371,58 @@ _OF_ANY = ("test_fraction", "val_fraction", "calib_fraction", "coverage", "confo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Extent:
-    """How far a backbone is trained; ``side_share`` is of the side that suits the probe."""
+    """How far a backbone is trained.
+
+    Attributes:
+        side_share: of the side that suits the probe.
+        train_stages: the last so many.
+        least: epochs of ``_USUAL_IMAGES`` below which a smaller extent does better.
+        most_epochs: more have not been better.
+        views: of each image, at most.
+    """
 
     side_share: float
     train_stages: int
-    least_epochs: int
+    least: int
     most_epochs: int
     views: int = 8
+
+    def least_epochs(self, images: int) -> int:
+        """Of more images, fewer epochs: it is the steps that count."""
+        return max(1, min(self.least, round(self.least * _USUAL_IMAGES / max(1, images))))
+
+
+_USUAL_IMAGES = 2_600  # how many were trained on where the extents were compared (docs/experiments.md)
 
 
 # The largest first. A smaller image buys epochs: at 0.57 of the side they take a third of the time (docs/experiments.md).
 _EXTENTS = (
-    _Extent(side_share=1.0, train_stages=6, least_epochs=6, most_epochs=12),
-    _Extent(side_share=0.71, train_stages=6, least_epochs=8, most_epochs=10),
-    _Extent(side_share=0.57, train_stages=6, least_epochs=6, most_epochs=10),
-    _Extent(side_share=0.57, train_stages=5, least_epochs=3, most_epochs=8),
+    _Extent(side_share=1.0, train_stages=6, least=6, most_epochs=12),
+    _Extent(side_share=0.71, train_stages=6, least=8, most_epochs=10),
+    _Extent(side_share=0.57, train_stages=6, least=6, most_epochs=10),
+    _Extent(side_share=0.57, train_stages=5, least=3, most_epochs=8),
 )
 
 
 def _of_any(recipe: AutoRecipe) -> dict[str, Any]:
     """The settings that do not depend on what is trained."""
     return {name: getattr(recipe, name) for name in _OF_ANY}
+
+
+def _drawn(learning: Dataset, images: int) -> NDArray[np.int64]:
+    """Rows of so many images, the same share of each class, and of none too few."""
+    return sample_rows(learning.labels, images, seed=0, least=_LEAST_OF_A_CLASS)
+
+
+def _thinned(dataset: Dataset, images: int) -> Dataset:
+    """With so many images to learn from; the others are skipped, and that is said."""
+    learning = learning_part(dataset)
+    drawn = _drawn(learning, images)
+    if len(drawn) == len(learning):
+        return dataset
+    why = f"there was time to learn from {len(drawn):,} of {len(learning):,} images, drawn at random"
+    skipped = learning.where(~pl.int_range(pl.len()).is_in(drawn))
+    return dataset.with_outcome("skipped", dict.fromkeys(skipped.paths, ("no-time", why))).with_notes(why)
 
 
 def _taught(dataset: Dataset) -> Dataset:

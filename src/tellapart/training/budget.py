@@ -16,6 +16,9 @@ MAX_BUDGET_SECONDS = 7 * 86_400
 _CAUTION = 1.15
 """What an estimate is multiplied by: a step that ends early costs nothing, one that ends late is thrown away."""
 
+_GRACE_SECONDS, _GRACE_SHARE = 5.0, 0.025
+"""Half of what a budget may be missed by, in seconds and of it."""
+
 
 def parse_budget(text: str) -> float:
     """Seconds of a time as people write it: ``90``, ``30s``, ``10m``, ``1h30m``.
@@ -44,12 +47,14 @@ class Budget:
         began: when it began, by the clock; now when None.
 
     Attributes:
+        grace_seconds: how much later the step under way may end than it should, as it has something to show.
         finish_seconds: what the rest of the run takes after the search, as estimated for the best model so far.
         slowness: how many times longer than estimated the slowest recent work took, at least 1: another program may be busy.
     """
 
     def __init__(self, seconds: float, clock: Clock = time.monotonic, began: float | None = None) -> None:
         self.seconds = seconds
+        self.grace_seconds = 0.0
         self.finish_seconds = 0.0
         self.slowness = 1.0
         self._clock = clock
@@ -76,9 +81,13 @@ class Budget:
         if estimated > 0:
             self.slowness = max(1.0, (self.slowness + took / estimated) / 2)
 
+    def wind_up(self) -> None:
+        """Let the step under way come to its end, a little late if need be, rather than lose what it has."""
+        self.grace_seconds = max(_GRACE_SECONDS, _GRACE_SHARE * self.seconds)
+
     def ended(self) -> bool:
         """Whether the rest of the run must begin now."""
-        return self.left() <= 0
+        return self.left() <= -self.grace_seconds
 
     def limited(self, progress: Progress, name: str) -> Progress:
         """``progress`` under another name, that raises ``OutOfTime`` when the rest of the run must begin."""
@@ -181,7 +190,7 @@ def spend(budget: Budget, steps: Iterable[Step], progress: Progress) -> Search:
         if needed > budget.left():
             search.left_out.append(LeftOut(name=step.name, seconds=needed, left_seconds=max(0.0, budget.left())))
             continue
-        begun = budget.spent()
+        begun, budget.grace_seconds = budget.spent(), 0.0
         outcome, note = None, ""
         try:
             outcome = step.run(budget.limited(progress, step.name))

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from tellapart.data.dataset import Dataset
+from tellapart.data.split import MIN_CALIB_IMAGES
 from tellapart.inference.bundled import BUNDLED
 from tellapart.training.answers import Answered
 from tellapart.training.at_hand import Speed
+from tellapart.training.folds import MAX_SEARCH_IMAGES
 from tellapart.training.loop_recipe import FinetuneRecipe, NetworkRecipe, finetune
 from tellapart.training.probe_recipe import ProbeRecipe
 from tellapart.training.recipes import Recipe
@@ -18,10 +20,17 @@ _TRAINED: Mapping[int, float] = MappingProxyType({1: 0.5, 2: 0.9, 3: 2.1, 4: 3.0
 _FROZEN: Mapping[int, float] = MappingProxyType({1: 0.95, 2: 0.9, 3: 0.75, 4: 0.55, 5: 0.45, 6: 0.35, 7: 0.25})
 _STEP_SHARE = 0.05  # of that work which does not shrink with the image: the optimiser's
 
+_ASKED_SHARE = (
+    0.1  # val, without gradients, of the last epoch and of the mean of all, against a step with all images
+)
+_ENGINES_SECONDS = 1.0  # compiling what was trained, for each head and before it is embedded
 _LOOP_START_SECONDS = 6.0  # PyTorch's import, the first steps
 _VERIFYING_PASSES = 3  # as the file will be used, and in full precision, which takes twice as long
-_REPORT_SECONDS = 5.0  # with the start and the end of the process, which no clock of the search sees
+_REPORT_SECONDS = 3.5  # with the start and the end of the process, which no clock of the search sees
 _REPORT_SECONDS_PER_IMAGE = 4e-4  # intervals, predictions, ranks
+_COPIES_SECONDS_PER_IMAGE = 1e-4  # finding those among images
+_FIT_ITERATIONS = 150  # of a head's fit on all images, rounded up: 30 to 140 were seen
+_SEARCH_ITERATIONS = 180  # of all fits before it, in folds of MAX_SEARCH_IMAGES at most: 40 to 170
 _DEPTH_POWER = (
     3  # deeper bundled backbones are wider, too: 1.3 and 1.6 times the work a pixel were measured for 1.1 and 1.2
 )
@@ -41,7 +50,7 @@ class Cost:
         learning: number of images outside the test part.
         verified: number of images that verifying asks the finished file about.
         tested: number of test images.
-        fit_seconds: what fitting a probe took.
+        fit_seconds: what fitting a probe took, or may take.
     """
 
     speed: Speed
@@ -50,6 +59,29 @@ class Cost:
     verified: int
     tested: int
     fit_seconds: float = 1.0
+
+    @classmethod
+    def expected(cls, speed: Speed, recipe: ProbeRecipe, *, images: int, own_test: int) -> "Cost":
+        """What things will take before any of them is done.
+
+        Args:
+            speed: as measured.
+            recipe: what was measured.
+            images: number of those outside a test folder.
+            own_test: number of those inside; the recipe's share of the others is tested where there is none.
+        """
+        tested = own_test or round(recipe.test_fraction * images)
+        taught = images if own_test else images - tested
+        calib = round(taught * recipe.calib_fraction)
+        passes = _FIT_ITERATIONS * taught + _SEARCH_ITERATIONS * min(taught, MAX_SEARCH_IMAGES)
+        return cls(
+            speed=speed,
+            recipe=recipe,
+            learning=images,
+            verified=calib if calib >= MIN_CALIB_IMAGES else taught,
+            tested=tested,
+            fit_seconds=1.0 + speed.fitting * passes + _COPIES_SECONDS_PER_IMAGE * images,
+        )
 
     def each(self, recipe: ProbeRecipe | NetworkRecipe | FinetuneRecipe) -> float:
         """An image's way from its file to the answer of another backbone or size; decoding takes as long for any size."""
@@ -67,7 +99,8 @@ class Cost:
         """The rest of a run after the search: calibration, verifying, testing, the report."""
         answered = (self.verified + self.tested) * self.each(recipe)
         again = (_VERIFYING_PASSES - 1) * self.verified * self._engine(recipe)
-        return answered + again + _REPORT_SECONDS + _REPORT_SECONDS_PER_IMAGE * self.tested
+        leaks = _COPIES_SECONDS_PER_IMAGE * (self.learning + self.tested)
+        return answered + again + leaks + _REPORT_SECONDS + _REPORT_SECONDS_PER_IMAGE * self.tested
 
     def longer(
         self,
@@ -78,17 +111,21 @@ class Cost:
         return max(0.0, self.finish(recipe) - self.finish(former))
 
     def after_loop(self, recipe: NetworkRecipe | FinetuneRecipe) -> float:
-        """What comes between a gradient loop and its model: embeddings with two heads, and the fit of one."""
+        """What comes between a loop's last step and its model: val, embeddings for two heads, and the fit of one."""
         if not isinstance(recipe, FinetuneRecipe):
             return 0.0
-        return 3 * self.learning * self._engine(recipe) + self.fit_seconds
+        asked = _ASKED_SHARE * self.learning * self._step(recipe)
+        return _ENGINES_SECONDS + asked + 3 * self.learning * self._engine(recipe) + self.fit_seconds
+
+    def _step(self, recipe: FinetuneRecipe) -> float:
+        """An image's share of a step of the loop."""
+        shrinking = _STEP_SHARE + (1 - _STEP_SHARE) * (recipe.input_size_px / 224) ** 2
+        return _TRAINED[recipe.train_stages] * self._engine(recipe, 224) * shrinking
 
     def loop(self, recipe: NetworkRecipe | FinetuneRecipe, images: int) -> float:
         """A gradient loop over that many training images, its own decoding and embedding included."""
         if isinstance(recipe, FinetuneRecipe):
-            shrinking = _STEP_SHARE + (1 - _STEP_SHARE) * (recipe.input_size_px / 224) ** 2
-            trained = _TRAINED[recipe.train_stages] * self._engine(recipe, 224) * shrinking
-            training = recipe.epochs * images * trained
+            training = recipe.epochs * images * self._step(recipe)
             views = recipe.views * images * _FROZEN[recipe.train_stages] * self._engine(recipe)
             start = self.reading(recipe) + self.fit_seconds  # the probe it begins with
             return _LOOP_START_SECONDS + start + training + views + self.after_loop(recipe)

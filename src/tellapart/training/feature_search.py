@@ -14,7 +14,7 @@ from tellapart.records import Progress, ResizeMode
 from tellapart.training.at_hand import TypicalShape
 from tellapart.training.budget import Outcome, Step
 from tellapart.training.cost import Cost
-from tellapart.training.folds import groups_of, rarest_label
+from tellapart.training.folds import groups_of
 from tellapart.training.probe import ProbeWay, log_losses, sample_rows, search_strength
 from tellapart.training.probe_recipe import AutoRecipe, ProbeRecipe
 from tellapart.training.train import Way
@@ -67,8 +67,7 @@ class FeatureSearch:
         self._shape = shape
         self._seed = seed
         self._strengths = [c for c in start.strengths if strength / 11 < c < strength * 11]
-        strata = train.labels if train.labels.ndim == 1 else rarest_label(train.labels)
-        self._sample = train.where(pl.int_range(pl.len()).is_in(sample_rows(strata, images, seed)))
+        self._sample = train.where(pl.int_range(pl.len()).is_in(sample_rows(train.labels, images, seed)))
         self._losses: NDArray[np.float64] | None = None
 
     def framing(self) -> Iterator[Step]:

@@ -6,10 +6,13 @@ from tellapart.data.copies import stay_together
 from tellapart.data.dataset import Dataset
 from tellapart.evaluation.metrics import IntArray
 
+MAX_SEARCH_IMAGES = 5_000
+"""Images that take part in cross-validation, at most."""
+
 
 def halves(part: Dataset, seed: int) -> IntArray:
     """(N,) 0 or 1 for each image: half of each class, groups kept whole."""
-    strata = part.labels if part.labels.ndim == 1 else rarest_label(part.labels)
+    strata = strata_of(part.labels)
     groups = groups_of(part)
     if groups is None or len(np.unique(groups)) < 2:
         return even_folds(strata, 2, seed)
@@ -26,8 +29,10 @@ def groups_of(part: Dataset) -> IntArray | None:
     return np.array([numbers[key] for key in keys], dtype=np.int64)
 
 
-def rarest_label(labels: IntArray) -> IntArray:
-    """(N,) the rarest label of each image, one more than any for images without: what folds are balanced by."""
+def strata_of(labels: IntArray) -> IntArray:
+    """(N,) what folds and samples are balanced by: the class of each image, or of (N, K) labels its rarest one, K for none."""
+    if labels.ndim == 1:
+        return labels
     counts = np.where(labels, labels.sum(axis=0), np.iinfo(np.int64).max)
     rarest: IntArray = np.where(labels.any(axis=1), counts.argmin(axis=1), labels.shape[1])
     return rarest

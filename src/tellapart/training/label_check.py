@@ -13,7 +13,8 @@ from tellapart.errors import RecipeError
 from tellapart.evaluation.label_errors import best_rivals
 from tellapart.evaluation.metrics import IntArray, require_two_classes
 from tellapart.imaging.pool import map_ordered
-from tellapart.training.probe import MAX_SEARCH_IMAGES, FloatMatrix, fit_logistic, search_strength
+from tellapart.training.folds import MAX_SEARCH_IMAGES
+from tellapart.training.probe import FloatMatrix, fit_logistic, search_strength
 
 MAX_FOLD_IMAGES = 20_000
 """A fold's probe learns from at most so many images, which bounds memory; every image is answered all the same."""

@@ -20,12 +20,11 @@ from tellapart.inference.embed import Embedded, embed_files
 from tellapart.inference.model import LinearHead
 from tellapart.records import Progress
 from tellapart.training.backbones import open_features
-from tellapart.training.folds import even_folds, group_folds, groups_of, halves, rarest_label
+from tellapart.training.folds import MAX_SEARCH_IMAGES, even_folds, group_folds, groups_of, halves, strata_of
 from tellapart.training.probe_recipe import ProbeRecipe
 from tellapart.training.recipe_parts import ClassWeights
 from tellapart.training.train import Fitted, learning_part
 
-MAX_SEARCH_IMAGES = 5_000
 """The strength is chosen on at most so many images; it hardly moves with more, and the search would."""
 
 FloatMatrix = NDArray[np.float32]
@@ -163,8 +162,8 @@ def search_strength(
     log loss has not fallen twice. Arguments are those of ``fit_probe``.
     """
     head = head_of(labels, class_weights)
-    strata = labels if labels.ndim == 1 else rarest_label(labels)
-    rows = sample_rows(strata, MAX_SEARCH_IMAGES, seed)
+    strata = strata_of(labels)
+    rows = sample_rows(labels, MAX_SEARCH_IMAGES, seed)
     searched = labels[rows]
     folds = max(2, min(folds, int(np.bincount(strata[rows])[np.unique(strata[rows])].min())))
     if groups is None:
@@ -464,14 +463,22 @@ def _softmax(logits: FloatMatrix) -> FloatMatrix:
     return exponents / total
 
 
-def sample_rows(labels: IntArray, limit: int, seed: int) -> NDArray[np.int64]:
-    """Rows, ascending: all of them up to the limit, else a stratified draw that leaves every class at least two."""
+def sample_rows(labels: IntArray, limit: int, seed: int, *, least: int = 2) -> NDArray[np.int64]:
+    """Rows, ascending: all of them up to the limit, else a stratified draw that leaves every class so many at least.
+
+    Args:
+        labels: (N,) class indices, or (N, K) of 0 and 1.
+        limit: rows that are wanted; a few more come where classes are small.
+        seed: draws them.
+        least: of a class, where it has as many.
+    """
     if len(labels) <= limit:
         return np.arange(len(labels))
     rng = np.random.default_rng(seed)
     share = limit / len(labels)
     drawn = []
-    for k in range(int(labels.max()) + 1):
-        of_class = rng.permutation(np.flatnonzero(labels == k))
-        drawn.append(of_class[: max(2, round(share * len(of_class)))])
+    strata = strata_of(labels)
+    for k in range(int(strata.max()) + 1):
+        of_class = rng.permutation(np.flatnonzero(strata == k))
+        drawn.append(of_class[: max(least, round(share * len(of_class)))])
     return np.sort(np.concatenate(drawn))
