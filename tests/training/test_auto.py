@@ -132,7 +132,9 @@ def test_where_the_first_size_does_not_fit_a_smaller_one_is_taken(photos, tmp_pa
     ("settings", "seconds_each", "side"),
     [({"searches": ("input_size_px",)}, 0.5, 160), ({"searches": (), "input_size_px": 128}, 0.25, 128)],
 )
-def test_where_not_all_images_fit_as_many_as_do_are_learned_from(photos, tmp_path, speed, settings, seconds_each, side):
+def test_where_not_all_images_fit_as_many_as_do_are_learned_from(
+    photos, tmp_path, speed, settings, seconds_each, side
+):
     speed(seconds_each)
     settings = {"budget_seconds": 50.0, **settings}
     run = tellapart.train(photos, recipe="auto", settings=settings, out=tmp_path / "run")
@@ -506,8 +508,7 @@ def test_no_fine_tune_where_none_fits(tmp_path):
     _way, tried, left_out = planned(tmp_path, 30)
     assert (tried, len(left_out)) == ([], len(auto_module._EXTENTS))
     assert all(
-        f" {extent.least} epochs" in name
-        for extent, name in zip(auto_module._EXTENTS, left_out, strict=True)
+        f" {extent.least} epochs" in name for extent, name in zip(auto_module._EXTENTS, left_out, strict=True)
     )
 
 

@@ -16,7 +16,7 @@ from tellapart.inference.bundled import BUNDLED, open_backbone
 from tellapart.records import Backbone, Preprocess, Weights
 from tellapart.training import probe as probe_module
 from tellapart.training.backbones import open_features
-from tellapart.training.probe import fit_logistic, fit_probe, head_of
+from tellapart.training.probe import fit_logistic, fit_probe, head_of, log_losses, val_score
 from tellapart.training.recipes import build_recipe, recipe_settings, recipe_toml
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -396,3 +396,39 @@ def test_the_record_fills_in_only_what_the_recipe_leaves_open(monkeypatch):
         found, recipe = open_features(build_recipe("probe", {"backbone": "timm/x", **settings}))
         assert found is backbone
         assert recipe.preprocess == expected
+
+
+def random_answers(several, n=400, seed=3):
+    """Labels, three in four of the first class, and logits that say something about them, most about the frequent ones."""
+    rng = np.random.default_rng(seed)
+    if several:
+        labels = (rng.random((n, 3)) < [0.8, 0.3, 0.05]).astype(np.int64)
+        return labels, ((labels - 0.3) * 3 + rng.normal(0, 1.2, labels.shape)).astype(np.float32)
+    labels = rng.choice(3, n, p=[0.75, 0.2, 0.05])
+    return labels, (np.diag([3, 2, 1])[labels] + rng.normal(0, 1, (n, 3))).astype(np.float32)
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_sureness_alone_makes_no_model_better_or_worse_on_val(several, factor):
+    labels, logits = random_answers(several)
+    loss, accuracy = val_score(labels, logits)
+    other_loss, other_accuracy = val_score(labels, logits * factor)
+    assert other_accuracy == accuracy
+    assert abs(other_loss - loss) < 0.2 * abs(log_losses(labels, logits * factor).mean() - loss)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_balanced_losses_count_every_class_the_same(several):
+    labels, logits = random_answers(several)
+    losses = log_losses(labels, logits)
+    balanced = log_losses(labels, logits, "balanced")
+    assert losses.shape == balanced.shape == (len(labels),)
+    if several:
+        each = np.logaddexp(0, np.where(labels, -logits, logits).astype(np.float64))
+        sides = [each[labels[:, k] == side, k].mean() for k in range(3) for side in (0, 1)]
+        assert balanced.mean() == pytest.approx(np.mean(sides), rel=1e-5)
+    else:
+        assert balanced.mean() == pytest.approx(np.mean([losses[labels == k].mean() for k in range(3)]), rel=1e-5)
+    assert balanced.mean() != pytest.approx(losses.mean(), rel=0.05)
+    assert val_score(labels, logits, "balanced")[1] == val_score(labels, logits)[1]

@@ -251,7 +251,7 @@ class AutoWay:
         )
 
     def _train(self, recipe: NetworkRecipe | FinetuneRecipe, name: str, dataset: Dataset, seed: int) -> Step:
-        """A gradient loop; kept if it gets more val images right, or as many with a lower loss."""
+        """A gradient loop; kept if its loss on val is lower."""
         seconds = self._cost.loop(recipe, len(dataset.used("train")))
 
         def run(progress: Progress) -> Outcome:
@@ -272,7 +272,7 @@ class AutoWay:
                 prepare_all(way, dataset, progress)
                 fitted = way.fit(dataset, seed=seed, progress=progress)
                 after: tuple[float, float] | None = fitted.details["val_after"]
-                better = after is not None and (after[1], -after[0]) > (before[1], -before[0])
+                better = after is not None and after[0] < before[0]
                 if better:
                     kept = replace(fitted, interrupted=False)
                     self._keep(_Best(fitted=kept, recipe=way.recipe, val=after), way)
@@ -330,7 +330,7 @@ class AutoWay:
             class_weights=self._auto.class_weights,
         )
         logits = head.logits(self._way.matrix(val))
-        measured = val_score(val.labels, logits)
+        measured = val_score(val.labels, logits, self._auto.class_weights)
         self._best = replace(self._best, val=measured)
         return measured
 

@@ -162,7 +162,7 @@ class FeatureSearch:
             groups=groups_of(self._sample),
             class_weights=recipe.class_weights,
         )
-        return log_losses(self._sample.labels[found.images], found.logits)
+        return log_losses(self._sample.labels[found.images], found.logits, recipe.class_weights)
 
 
 def prepare_all(way: Way, dataset: Dataset, progress: Progress) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from tellapart.data.cache import MAX_MEMORY_BYTES
 from tellapart.data.dataset import Dataset
-from tellapart.evaluation.calibration import minimize_log_loss
 from tellapart.evaluation.familiarity import fit_familiarity
 from tellapart.imaging.decode import Pixels
 from tellapart.imaging.pool import map_ordered
@@ -40,7 +39,7 @@ from tellapart.training.gradient import LoopWay
 from tellapart.training.loop import IndexArray, LoopData, LoopResult, train_network
 from tellapart.training.loop_recipe import FinetuneRecipe
 from tellapart.training.objective import Objective
-from tellapart.training.probe import FloatMatrix, Probe, fit_head, fit_probe, log_losses, val_score
+from tellapart.training.probe import FloatMatrix, Probe, fit_head, fit_probe, val_score
 from tellapart.training.probe_recipe import ProbeRecipe
 from tellapart.training.resume import checkpoint_folder
 from tellapart.training.tail import Tail, depth_below_head, tail_state
@@ -211,15 +210,15 @@ class FinetuneWay(LoopWay[FinetuneRecipe], ABC):
             held_out = head.logits(self._embed(trunk, val, progress) if len(val) else taught)
             return _Ending(trunk=trunk, head=head, taught=taught, held_out=held_out, kept=kept)
         held_out = head.logits(self._embed(trunk, val, progress))
-        lowest, strength = _loss_at_best(val.labels, held_out), None
+        best, strength = val_score(val.labels, held_out, recipe.class_weights), None
         wide = self._trunk(network, recipe.fallback) if recipe.fallback != recipe.probe else trunk
         taught, asked = self._embed(wide, train, progress), self._embed(wide, val, progress)
         for tried in sorted(recipe.strengths):
             refit = fit_head(taught, train.labels, strength=tried, class_weights=recipe.class_weights)
             logits = refit.logits(asked)
-            loss = _loss_at_best(val.labels, logits)
-            if loss < lowest:
-                lowest, strength, head, held_out = loss, tried, refit, logits
+            score = val_score(val.labels, logits, recipe.class_weights)
+            if score[0] < best[0]:
+                best, strength, head, held_out = score, tried, refit, logits
             elif strength is not None:
                 break  # it rises from here
         if strength is not None:
@@ -232,7 +231,7 @@ class FinetuneWay(LoopWay[FinetuneRecipe], ABC):
             taught=taught,
             held_out=held_out,
             strength=strength,
-            val=val_score(val.labels, held_out),
+            val=best,
             kept=kept,
         )
 
@@ -270,7 +269,7 @@ class FinetuneWay(LoopWay[FinetuneRecipe], ABC):
             return None
         probe = self._probe(fallback, dataset.used("train"), seed, progress)
         embeddings = self._embed(open_features(fallback)[0].onnx_bytes, val, progress)
-        return val_score(val.labels, probe.head.logits(embeddings))
+        return val_score(val.labels, probe.head.logits(embeddings), self.recipe.class_weights)
 
     def _embed(self, trunk: bytes, part: Dataset, progress: Progress) -> FloatMatrix:
         """(n, D) embeddings as the model file will give them."""
@@ -363,17 +362,8 @@ class StagesWay(FinetuneWay):
 
 
 def _is_better(val: tuple[float, float] | None, beaten: tuple[float, float] | None) -> bool:
-    """Whether what was trained gets more val images right than the probe, or as many with a lower loss; so without val."""
-    return val is None or beaten is None or (val[1], -val[0]) > (beaten[1], -beaten[0])
-
-
-def _loss_at_best(labels: IndexArray, logits: FloatMatrix) -> float:
-    """Mean log loss in nats at the temperature that suits these logits."""
-
-    def losses(temperature: float) -> NDArray[np.float64]:
-        return log_losses(labels, logits / np.float32(temperature))
-
-    return float(losses(minimize_log_loss(losses)).mean())
+    """Whether what was trained has a lower loss on val than the probe; so without val."""
+    return val is None or beaten is None or val[0] < beaten[0]
 
 
 def _output_layer(network: nn.Module, objective: Objective) -> LinearHead:

@@ -44,6 +44,7 @@ from tellapart.training.loop import (
 )
 from tellapart.training.loop_recipe import LoopRecipe, NetworkRecipe
 from tellapart.training.objective import OBJECTIVES, Objective
+from tellapart.training.probe import val_score
 from tellapart.training.resume import checkpoint_folder
 from tellapart.training.train import Fitted, learning_part
 
@@ -222,7 +223,8 @@ class GradientWay(LoopWay[NetworkRecipe]):
             )
         calib = dataset.used("calib")
         embeddings, logits = self._answers(network, objective, data, calib)
-        familiarity = self._familiarity(network, objective, data, dataset, seed)
+        asked = self._answers(network, objective, data, val if len(val) else train)[1]
+        familiarity = self._familiarity(network, objective, data, train, asked, seed)
         scores = familiarity.score(embeddings, logits)
         arrays = state_arrays(network)
         weight, bias = split_head(arrays, objective.num_outputs)
@@ -238,7 +240,10 @@ class GradientWay(LoopWay[NetworkRecipe]):
             familiarity=familiarity,
             familiar_scores=scores,
             scores=dict(zip(calib.contents, scores.tolist(), strict=True)),
-            details=self._details(result, network),
+            details={
+                **self._details(result, network),
+                "val_after": val_score(val.labels, asked, self.recipe.class_weights) if result.val_after else None,
+            },
             log=tuple(result.log),
             interrupted=result.interrupted,
         )
@@ -252,14 +257,11 @@ class GradientWay(LoopWay[NetworkRecipe]):
         return embeddings.numpy(), logits.numpy()
 
     def _familiarity(
-        self, network: Network, objective: Objective, data: LoopData, dataset: Dataset, seed: int
+        self, network: Network, objective: Objective, data: LoopData, train: Dataset, asked: FloatMatrix, seed: int
     ) -> Familiarity:
-        """Nearness as the embeddings of train have it, sureness as val does; as train does where there is no val."""
-        train, val = dataset.used("train"), dataset.used("val")
-        embeddings, logits = self._answers(network, objective, data, train)
-        if len(val):
-            logits = self._answers(network, objective, data, val)[1]
-        return fit_familiarity(embeddings, logits, halves(train, seed)).score
+        """Nearness as the embeddings of train have it, sureness as the (n, K) logits of val, or without it of train."""
+        embeddings = self._answers(network, objective, data, train)[0]
+        return fit_familiarity(embeddings, asked, halves(train, seed)).score
 
     def _network(
         self, layers: Sequence[Layer], transform: InputTransform, objective: Objective, seed: int

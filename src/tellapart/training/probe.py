@@ -12,6 +12,7 @@ from scipy.special import expit, log_softmax
 from threadpoolctl import threadpool_limits
 
 from tellapart.data.dataset import Dataset
+from tellapart.evaluation.calibration import minimize_log_loss
 from tellapart.evaluation.familiarity import fit_familiarity
 from tellapart.evaluation.metrics import IntArray, binary_log_loss, log_loss
 from tellapart.imaging.decode import Pixels
@@ -269,25 +270,42 @@ def _balanced(labels: IntArray) -> FloatMatrix:
     return weights
 
 
-def log_losses(labels: IntArray, logits: FloatMatrix) -> NDArray[np.float64]:
+def log_losses(labels: IntArray, logits: FloatMatrix, class_weights: ClassWeights = "none") -> NDArray[np.float64]:
     """(N,) log loss of each image, in nats; with several labels an image the mean over them.
 
     Args:
         labels: (N,) class indices, or (N, K) of 0 and 1.
         logits: (N, K).
+        class_weights: as in ``fit_probe``; with ``balanced``, of the mean over images.
     """
     scores = logits.astype(np.float64)
+    weights = _balanced(labels) if class_weights == "balanced" else 1.0
     if labels.ndim == 1:
-        losses: NDArray[np.float64] = -log_softmax(scores, axis=1)[np.arange(len(labels)), labels]
+        losses: NDArray[np.float64] = -log_softmax(scores, axis=1)[np.arange(len(labels)), labels] * weights
         return losses
-    mean: NDArray[np.float64] = np.logaddexp(0, np.where(labels, -scores, scores)).mean(axis=1)
+    each = np.logaddexp(0, np.where(labels, -scores, scores)) * weights
+    mean: NDArray[np.float64] = each.mean(axis=1)
     return mean
 
 
-def val_score(labels: IntArray, logits: FloatMatrix) -> tuple[float, float]:
-    """Log loss in nats and accuracy, as the gradient loop counts it: of images, or of labels at a probability of one half."""
+def val_score(labels: IntArray, logits: FloatMatrix, class_weights: ClassWeights = "none") -> tuple[float, float]:
+    """How good logits are to choose a model by: a temperature comes later, so sureness alone must not decide.
+
+    Args:
+        labels: (N,) class indices, or (N, K) of 0 and 1.
+        logits: (N, K).
+        class_weights: as in ``log_losses``.
+
+    Returns:
+        Mean log loss in nats at the temperature that suits these logits, and accuracy, as the gradient loop counts it: of
+        images, or of labels at a probability of one half.
+    """
+
+    def losses(temperature: float) -> NDArray[np.float64]:
+        return log_losses(labels, logits / np.float32(temperature), class_weights)
+
     right = logits.argmax(axis=1) == labels if labels.ndim == 1 else (logits > 0) == labels.astype(bool)
-    return float(log_losses(labels, logits).mean()), float(np.mean(right))
+    return float(losses(minimize_log_loss(losses)).mean()), float(np.mean(right))
 
 
 class _Head(Protocol):
