@@ -155,7 +155,7 @@ def test_images_in_a_test_folder_are_tested_whatever_the_time(photos, tmp_path, 
                 (root / part / folder.name).mkdir(parents=True, exist_ok=True)
                 shutil.copy(image, root / part / folder.name)
     speed(0.5)
-    settings = {"budget_seconds": 55.0, "searches": ("input_size_px",)}
+    settings = {"budget_seconds": 47.0, "searches": ("input_size_px",)}
     run = tellapart.train(root, recipe="auto", settings=settings, out=tmp_path / "run")
     assert run.report["test"]["n"] == 18
     assert run.report["dataset"]["skipped"] > 0

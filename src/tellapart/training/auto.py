@@ -145,7 +145,8 @@ class AutoWay:
         for side, images in plans:
             probe, cost = replace(recipe, input_size_px=side), expected(images=images)
             needed = cost.reading(probe) + cost.fit_seconds + cost.finish(probe)
-            if self._budget.expected(needed) < self._budget.seconds - self._budget.spent():
+            # Without caution: there is no smaller step to fall back on, and fewer images are worse than some seconds more.
+            if needed < self._budget.seconds - self._budget.spent():
                 return ProbeWay(probe), _thinned(dataset, images)
         message = (
             f"a budget of {self._budget.seconds:g} s is too short: learning from {images:,} images,"
