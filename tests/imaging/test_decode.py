@@ -12,6 +12,7 @@ from builders import (
     gray_profile,
     matrix_profile,
     patches,
+    photo,
     png,
     tiff,
     ycck_jpeg,
@@ -19,7 +20,14 @@ from builders import (
 from PIL import Image, ImageCms
 
 from tellapart.errors import ImageError
-from tellapart.imaging.decode import READABLE_FORMATS, decode_image, identify, looks_like_image
+from tellapart.imaging.decode import (
+    READABLE_FORMATS,
+    DecodeLimits,
+    decode_image,
+    identify,
+    looks_like_image,
+    stored_size,
+)
 
 COLORS = [(200, 30, 40), (20, 180, 60), (30, 60, 210), (250, 240, 10)]
 ALPHAS = [255, 0, 128, 64]
@@ -201,6 +209,20 @@ def test_golden_pixels(build, expected, tolerance):
         assert refusal.value.code == UNSUPPORTED
     else:
         assert_patches(decode_image(build()), expected, tolerance)
+        assert stored_size(build()) == (2 * PATCH_PX, 2 * PATCH_PX)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF", "WEBP", "HEIF"])
+def test_the_size_is_read_from_the_head_alone(image_format):
+    data = encode(photo(200, 100), image_format)
+    assert stored_size(data) == (100, 200)
+    if image_format in {"JPEG", "PNG"}:
+        assert stored_size(data[: len(data) // 2]) == (100, 200)
+    with pytest.raises(ImageError) as refusal:
+        stored_size(data, DecodeLimits(max_pixels=19_999))
+    assert refusal.value.code == "too-many-pixels"
+    with pytest.raises(ImageError):
+        stored_size(data[:8])
 
 
 def assert_patches(pixels, expected, tolerance):

@@ -133,10 +133,7 @@ def decode_image(
     Raises:
         ImageError: the file cannot be read, decoded, or exceeds a limit. Nothing else is raised for bad bytes.
     """
-    data = read_image_bytes(source, limits)
-    if len(data) > limits.max_bytes:
-        raise ImageError("too-many-bytes", f"{len(data):,} bytes; the limit is {limits.max_bytes:,}")
-    image_format = identify(data)
+    data, image_format = _identified(source, limits)
     with _errors_as_ours(image_format):
         image = _open(data, image_format)
         _check_size(image, limits)
@@ -150,6 +147,31 @@ def decode_image(
             orientation = _orientation(image)
             pixels = _to_srgb(image, image.info.get("icc_profile"))
     return _upright(pixels, orientation)
+
+
+def stored_size(source: ImageFile, limits: DecodeLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """Height and width in pixels as the file's head has them, before it is turned upright; nothing is decoded.
+
+    Args:
+        source: as for ``decode_image``.
+        limits: as for ``decode_image``.
+
+    Raises:
+        ImageError: as ``decode_image``, but for what lies behind the head.
+    """
+    data, image_format = _identified(source, limits)
+    with _errors_as_ours(image_format):
+        image = _open(data, image_format)
+        _check_size(image, limits)
+    width, height = image.size
+    return height, width
+
+
+def _identified(source: ImageFile, limits: DecodeLimits) -> tuple[bytes, str]:
+    data = read_image_bytes(source, limits)
+    if len(data) > limits.max_bytes:
+        raise ImageError("too-many-bytes", f"{len(data):,} bytes; the limit is {limits.max_bytes:,}")
+    return data, identify(data)
 
 
 def read_image_bytes(source: ImageFile, limits: DecodeLimits = DEFAULT_LIMITS) -> bytes:

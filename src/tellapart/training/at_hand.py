@@ -9,7 +9,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from tellapart.errors import ImageError
-from tellapart.imaging.decode import Pixels, StoredImage, decode_image
+from tellapart.imaging.decode import Pixels, StoredImage, stored_size
 from tellapart.inference.engine import OpenVINOEngine, iter_outputs
 from tellapart.records import Backbone, Preprocess
 
@@ -33,7 +33,7 @@ class TypicalShape:
 
 
 def typical_shape(images: Sequence[str | StoredImage]) -> TypicalShape:
-    """Decode some images, drawn at random, and look at their shapes."""
+    """Look at the shapes of some images, drawn at random."""
     shapes = _some_shapes(images)
     return TypicalShape(
         side_px=round(float(np.median([(height * width) ** 0.5 for height, width in shapes]))) or 1,
@@ -102,10 +102,9 @@ def _some_shapes(images: Sequence[str | StoredImage]) -> list[tuple[int, int]]:
     shapes: list[tuple[int, int]] = []
     for image in _shuffled(images):
         try:
-            height, width = decode_image(image).shape[:2]
+            shapes.append(stored_size(image))
         except ImageError:
             continue
-        shapes.append((height, width))
         if len(shapes) == _ASKED_IMAGES:
             break
     return shapes or [(_UNKNOWN_SIDE_PX, _UNKNOWN_SIDE_PX)]
