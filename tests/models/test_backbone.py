@@ -303,7 +303,7 @@ def test_a_whole_network_is_trained_on_and_the_file_agrees(folders, photos, tmp_
     train_network = finetune_module.train_network
     newest = lambda *given, **told: train_network(*given, **{**told, "from_trained": False})  # noqa: E731
     monkeypatch.setattr(finetune_module, "train_network", newest)
-    monkeypatch.setattr(finetune_module, "_is_better", lambda *_: True)
+    monkeypatch.setattr(finetune_module, "is_better", lambda *_: True)
     side = FAMILY[name]
     settings = {"backbone": f"local-dir:{folders(name)}", "input_size_px": side, "epochs": 1, "batch_size": 16}
     run = tellapart.train(photos, recipe="finetune", settings=settings, out=tmp_path)

@@ -25,11 +25,11 @@ from tellapart.inference.model import LinearHead, read_model  # noqa: E402
 from tellapart.training import finetune as finetune_module  # noqa: E402
 from tellapart.training import loop  # noqa: E402
 from tellapart.training import train as train_module  # noqa: E402
-from tellapart.training.finetune import ViewData, _frozen_stages, _is_better, _map_side, _output_layer  # noqa: E402
+from tellapart.training.finetune import ViewData, _frozen_stages, _map_side, _output_layer  # noqa: E402
 from tellapart.training.loop import train_network  # noqa: E402
 from tellapart.training.loop_recipe import finetune  # noqa: E402
 from tellapart.training.optim import Optimizer  # noqa: E402
-from tellapart.training.probe import fit_head, fit_probe  # noqa: E402
+from tellapart.training.probe import fit_head, fit_probe, is_better  # noqa: E402
 from tellapart.training.recipes import build_recipe  # noqa: E402
 from tellapart.training.tail import Tail, depth_below_head, tail_state  # noqa: E402
 
@@ -202,14 +202,15 @@ def test_mixup_blends_what_was_computed_of_two_images():
     ("trained", "probe", "better"),
     [
         ((0.3, 0.9), (0.4, 0.8), True),
-        ((0.3, 0.8), (0.4, 0.9), True),  # a hundred images say more by their loss than by how many are right
+        ((0.3, 0.8), (0.4, 0.8), True),
+        ((0.3, 0.8), (0.4, 0.9), False),  # they disagree: what is there stays
         ((0.5, 0.9), (0.4, 0.8), False),
-        ((0.4, 0.9), (0.4, 0.8), False),
+        ((0.4, 0.8), (0.4, 0.8), False),
         (None, None, True),  # no val images
     ],
 )
 def test_what_ships_is_never_worse_on_val_than_the_probe(trained, probe, better):
-    assert _is_better(trained, probe) == better
+    assert is_better(trained, probe) == better
 
 
 def test_it_learns_and_keeps_the_better(photos, tmp_path):
@@ -243,7 +244,7 @@ def test_the_head_that_is_better_on_val_ships(knows_nothing, photos, tmp_path, m
     monkeypatch.setattr(finetune_module, "_output_layer", output_layer)
     monkeypatch.setattr(finetune_module, "fit_head", refit)
     monkeypatch.setattr(finetune_module, "train_network", learned)
-    monkeypatch.setattr(finetune_module, "_is_better", lambda *_: True)
+    monkeypatch.setattr(finetune_module, "is_better", lambda *_: True)
     run = tellapart.train(photos, recipe="finetune", settings=QUICK, out=tmp_path / "run")
     graph = onnx.load_model(run.model_path).graph
     weight = next(numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == "head.weight")

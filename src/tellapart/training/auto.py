@@ -23,7 +23,7 @@ from tellapart.training.budget import Budget, Clock, Outcome, Step, spend
 from tellapart.training.cost import MIN_LOOP_IMAGES, Cost
 from tellapart.training.feature_search import FeatureSearch, prepare_all
 from tellapart.training.loop_recipe import FinetuneRecipe, NetworkRecipe, finetune, scratch
-from tellapart.training.probe import ProbeWay, fit_head, sample_rows, val_score
+from tellapart.training.probe import ProbeWay, fit_head, is_better, sample_rows, val_score
 from tellapart.training.probe_recipe import AutoRecipe, ProbeRecipe
 from tellapart.training.recipes import Recipe
 from tellapart.training.train import LOG_FILES, Fitted, Way, learning_part, open_loop_way
@@ -252,7 +252,7 @@ class AutoWay:
         )
 
     def _train(self, recipe: NetworkRecipe | FinetuneRecipe, name: str, dataset: Dataset, seed: int) -> Step:
-        """A gradient loop; kept if its loss on val is lower."""
+        """A gradient loop; kept if it is better on val."""
         seconds = self._cost.loop(recipe, len(dataset.used("train")))
 
         def run(progress: Progress) -> Outcome:
@@ -273,7 +273,7 @@ class AutoWay:
                 prepare_all(way, dataset, progress)
                 fitted = way.fit(dataset, seed=seed, progress=progress)
                 after: tuple[float, float] | None = fitted.details["val_after"]
-                better = after is not None and after[0] < before[0]
+                better = after is not None and is_better(after, before)
                 if better:
                     kept = replace(fitted, interrupted=False)
                     self._keep(_Best(fitted=kept, recipe=way.recipe, val=after), way)

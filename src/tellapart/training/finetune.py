@@ -39,7 +39,7 @@ from tellapart.training.gradient import LoopWay
 from tellapart.training.loop import IndexArray, LoopData, LoopResult, train_network
 from tellapart.training.loop_recipe import FinetuneRecipe
 from tellapart.training.objective import Objective
-from tellapart.training.probe import FloatMatrix, Probe, fit_head, fit_probe, val_score
+from tellapart.training.probe import FloatMatrix, Probe, fit_head, fit_probe, is_better, val_score
 from tellapart.training.probe_recipe import ProbeRecipe
 from tellapart.training.resume import checkpoint_folder
 from tellapart.training.tail import Tail, depth_below_head, tail_state
@@ -163,7 +163,7 @@ class FinetuneWay(LoopWay[FinetuneRecipe], ABC):
         ending = None
         if result.best_epoch or not self._falls_back:
             ending = self._trained(network, objective, result, dataset, progress)
-        if ending is None or not _is_better(ending.val, beaten):
+        if ending is None or not is_better(ending.val, beaten):
             ending = self._fallen_back(dataset, seed, progress)
         familiarity = fit_familiarity(ending.taught, ending.held_out, halves(train, seed)).score
         embeddings = self._embed(ending.trunk, calib, progress)
@@ -359,11 +359,6 @@ class StagesWay(FinetuneWay):
         return ViewData(
             labels=labels, names=names, train=train_rows, val=val_rows, views=views, first=first, count=count
         )
-
-
-def _is_better(val: tuple[float, float] | None, beaten: tuple[float, float] | None) -> bool:
-    """Whether what was trained has a lower loss on val than the probe; so without val."""
-    return val is None or beaten is None or val[0] < beaten[0]
 
 
 def _output_layer(network: nn.Module, objective: Objective) -> LinearHead:

@@ -309,6 +309,19 @@ def val_score(labels: IntArray, logits: FloatMatrix, class_weights: ClassWeights
     return float(losses(minimize_log_loss(losses)).mean()), float(np.mean(right))
 
 
+def is_better(val: tuple[float, float] | None, beaten: tuple[float, float] | None) -> bool:
+    """Whether a model has a lower loss on val than another, and as many images right at least; so where nobody asked.
+
+    Of a hundred images, how many are right says little, and a loss may hang on two of them: where they disagree, what is
+    there stays.
+
+    Args:
+        val: as ``val_score`` gives it.
+        beaten: that of the model there is.
+    """
+    return val is None or beaten is None or (val[0] < beaten[0] and val[1] >= beaten[1])
+
+
 class _Head(Protocol):
     """A generalised linear model: how a matrix of scores becomes losses and answers."""
 
