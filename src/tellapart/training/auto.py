@@ -9,9 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from tellapart.data.dataset import Dataset
 from tellapart.errors import RecipeError
@@ -22,15 +20,15 @@ from tellapart.training.at_hand import measure_speed, typical_shape
 from tellapart.training.budget import Budget, Clock, Outcome, Step, spend
 from tellapart.training.cost import MIN_LOOP_IMAGES, Cost
 from tellapart.training.feature_search import FeatureSearch, prepare_all
+from tellapart.training.folds import draw_images, thin_out
 from tellapart.training.loop_recipe import FinetuneRecipe, NetworkRecipe, finetune, scratch
-from tellapart.training.probe import ProbeWay, fit_head, is_better, sample_rows, val_score
+from tellapart.training.probe import ProbeWay, fit_head, is_better, val_score
 from tellapart.training.probe_recipe import AutoRecipe, ProbeRecipe
 from tellapart.training.recipes import Recipe
 from tellapart.training.train import LOG_FILES, Fitted, Way, learning_part, open_loop_way
 
 _SMALLER_SIDE_PX = 160  # where even the first probe does not fit
 _FEWER = 0.9  # from one number of images to the next that may be learned from in time
-_LEAST_OF_A_CLASS = 10  # images that are learned from, whatever the time
 _SMALL_SIDE_PX = 64
 """Up to here an image is small enough for a network from nothing to be worth a try."""
 
@@ -137,7 +135,7 @@ class AutoWay:
         recipe, learning = self._way.recipe, learning_part(dataset)
         smaller = _SMALLER_SIDE_PX if "input_size_px" in self._auto.searches else recipe.input_size_px
         sides = (recipe.input_size_px, min(smaller, recipe.input_size_px))
-        images, fewest = len(learning), len(_drawn(learning, 0))
+        images, fewest = len(learning), len(draw_images(learning, 0))
         plans = [(side, images) for side in sides]
         while images > fewest:
             images = max(fewest, int(_FEWER * images))
@@ -147,7 +145,7 @@ class AutoWay:
             needed = cost.reading(probe) + cost.fit_seconds + cost.finish(probe)
             # Without caution: there is no smaller step to fall back on, and fewer images are worse than some seconds more.
             if needed < self._budget.seconds - self._budget.spent():
-                return ProbeWay(probe), _thinned(dataset, images)
+                return ProbeWay(probe), thin_out(dataset, images)
         message = (
             f"a budget of {self._budget.seconds:g} s is too short: learning from {images:,} images,"
             f" testing {cost.tested:,} and reporting takes about {needed:.0f} s here"
@@ -408,22 +406,6 @@ _EXTENTS = (
 def _of_any(recipe: AutoRecipe) -> dict[str, Any]:
     """The settings that do not depend on what is trained."""
     return {name: getattr(recipe, name) for name in _OF_ANY}
-
-
-def _drawn(learning: Dataset, images: int) -> NDArray[np.int64]:
-    """Rows of so many images, the same share of each class, and of none too few."""
-    return sample_rows(learning.labels, images, seed=0, least=_LEAST_OF_A_CLASS)
-
-
-def _thinned(dataset: Dataset, images: int) -> Dataset:
-    """With so many images to learn from; the others are skipped, and that is said."""
-    learning = learning_part(dataset)
-    drawn = _drawn(learning, images)
-    if len(drawn) == len(learning):
-        return dataset
-    why = f"there was time to learn from {len(drawn):,} of {len(learning):,} images, drawn at random"
-    skipped = learning.where(~pl.int_range(pl.len()).is_in(drawn))
-    return dataset.with_outcome("skipped", dict.fromkeys(skipped.paths, ("no-time", why))).with_notes(why)
 
 
 def _taught(dataset: Dataset) -> Dataset:

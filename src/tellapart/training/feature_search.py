@@ -14,8 +14,8 @@ from tellapart.records import Progress, ResizeMode
 from tellapart.training.at_hand import TypicalShape
 from tellapart.training.budget import Outcome, Step
 from tellapart.training.cost import Cost
-from tellapart.training.folds import groups_of
-from tellapart.training.probe import ProbeWay, log_losses, sample_rows, search_strength
+from tellapart.training.folds import groups_of, sample_rows
+from tellapart.training.probe import ProbeWay, log_losses, search_strength
 from tellapart.training.probe_recipe import AutoRecipe, ProbeRecipe
 from tellapart.training.train import Way
 

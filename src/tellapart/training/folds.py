@@ -1,13 +1,17 @@
-"""Folds: which images learn and which are asked, copies and groups on one side, every class dealt out evenly."""
+"""Folds and samples: which images learn and which are asked, copies and groups on one side, every class dealt out evenly."""
 
 import numpy as np
+import polars as pl
 
 from tellapart.data.copies import stay_together
 from tellapart.data.dataset import Dataset
 from tellapart.evaluation.metrics import IntArray
+from tellapart.training.train import learning_part
 
 MAX_SEARCH_IMAGES = 5_000
 """Images that take part in cross-validation, at most."""
+
+_LEAST_OF_A_CLASS = 10  # images that are learned from, however little time there is
 
 
 def halves(part: Dataset, seed: int) -> IntArray:
@@ -65,3 +69,40 @@ def group_folds(strata: IntArray, groups: IntArray, folds: int, seed: int) -> In
         dealt[fold] += counts[i]
     result: IntArray = fold_of_group[group]
     return result
+
+
+def sample_rows(labels: IntArray, limit: int, seed: int, *, least: int = 2) -> IntArray:
+    """Rows, ascending: all of them up to the limit, else a stratified draw that leaves every class so many at least.
+
+    Args:
+        labels: (N,) class indices, or (N, K) of 0 and 1.
+        limit: rows that are wanted; a few more come where classes are small.
+        seed: draws them.
+        least: of a class, where it has as many.
+    """
+    if len(labels) <= limit:
+        return np.arange(len(labels))
+    rng = np.random.default_rng(seed)
+    share = limit / len(labels)
+    drawn = []
+    strata = strata_of(labels)
+    for k in range(int(strata.max()) + 1):
+        of_class = rng.permutation(np.flatnonzero(strata == k))
+        drawn.append(of_class[: max(least, round(share * len(of_class)))])
+    return np.sort(np.concatenate(drawn))
+
+
+def draw_images(learning: Dataset, images: int) -> IntArray:
+    """Rows of about so many images, the same share of each class, and of none too few."""
+    return sample_rows(learning.labels, images, seed=0, least=_LEAST_OF_A_CLASS)
+
+
+def thin_out(dataset: Dataset, images: int) -> Dataset:
+    """Leave about so many images to learn from; the others are skipped, and that is said. Test images stay."""
+    learning = learning_part(dataset)
+    drawn = draw_images(learning, images)
+    if len(drawn) == len(learning):
+        return dataset
+    why = f"there was time to learn from {len(drawn):,} of {len(learning):,} images, drawn at random"
+    skipped = learning.where(~pl.int_range(pl.len()).is_in(drawn))
+    return dataset.with_outcome("skipped", dict.fromkeys(skipped.paths, ("no-time", why))).with_notes(why)

@@ -21,7 +21,15 @@ from tellapart.inference.embed import Embedded, embed_files
 from tellapart.inference.model import LinearHead
 from tellapart.records import Progress
 from tellapart.training.backbones import open_features
-from tellapart.training.folds import MAX_SEARCH_IMAGES, even_folds, group_folds, groups_of, halves, strata_of
+from tellapart.training.folds import (
+    MAX_SEARCH_IMAGES,
+    even_folds,
+    group_folds,
+    groups_of,
+    halves,
+    sample_rows,
+    strata_of,
+)
 from tellapart.training.probe_recipe import ProbeRecipe
 from tellapart.training.recipe_parts import ClassWeights
 from tellapart.training.train import Fitted, learning_part
@@ -493,24 +501,3 @@ def _softmax(logits: FloatMatrix) -> FloatMatrix:
     exponents: FloatMatrix = np.exp(logits - logits.max(axis=1, keepdims=True))
     total: FloatMatrix = exponents.sum(axis=1, keepdims=True)
     return exponents / total
-
-
-def sample_rows(labels: IntArray, limit: int, seed: int, *, least: int = 2) -> NDArray[np.int64]:
-    """Rows, ascending: all of them up to the limit, else a stratified draw that leaves every class so many at least.
-
-    Args:
-        labels: (N,) class indices, or (N, K) of 0 and 1.
-        limit: rows that are wanted; a few more come where classes are small.
-        seed: draws them.
-        least: of a class, where it has as many.
-    """
-    if len(labels) <= limit:
-        return np.arange(len(labels))
-    rng = np.random.default_rng(seed)
-    share = limit / len(labels)
-    drawn = []
-    strata = strata_of(labels)
-    for k in range(int(strata.max()) + 1):
-        of_class = rng.permutation(np.flatnonzero(strata == k))
-        drawn.append(of_class[: max(least, round(share * len(of_class)))])
-    return np.sort(np.concatenate(drawn))
