@@ -15,7 +15,7 @@ from tellapart.evaluation.metrics import wilson_interval
 from tellapart.evaluation.ranking import auroc_interval
 from tellapart.inference.predict import Classifier
 from tellapart.records import Interval
-from tellapart.training.folds import even_folds, rarest_label
+from tellapart.training.folds import even_folds, strata_of
 from trust_sets import RECIPE, ImageSet, cifar, digits, fit, multilabel, probs_of
 
 DRAWS = 12
@@ -77,7 +77,7 @@ def score_left_out(
     """
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(~strange))
     test, calib, train = np.split(rows, [len(rows) // 4, len(rows) // 4 + len(rows) // 10])
-    strata = labels if labels.ndim == 1 else rarest_label(labels)
+    strata = strata_of(labels)
     train = train[:few][np.argsort(strata[train[:few]], kind="stable")]
     probe = fit(embeddings[train], labels[train], seed)
     fold = even_folds(strata[train], 2, seed)

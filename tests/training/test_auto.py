@@ -31,6 +31,7 @@ from tellapart.training.loop_recipe import cnn, finetune
 from tellapart.training.probe import ProbeWay
 from tellapart.training.probe_recipe import SEARCHABLE, auto, probe
 from tellapart.training.recipes import build_recipe
+from tellapart.training.train import Fitted
 
 
 @pytest.fixture
@@ -120,11 +121,12 @@ def test_too_short_a_budget_says_what_would_do(photos, tmp_path, speed):
 
 def test_where_the_first_size_does_not_fit_a_smaller_one_is_taken(photos, tmp_path, speed):
     speed(0.5)  # at 224 px 60 images and verifying 48 would take 102 s, at 160 px 52 s
-    settings = {"budget_seconds": 75.0, "searches": ("input_size_px",)}
+    settings = {"budget_seconds": 60.0, "searches": ("input_size_px",)}
     run = tellapart.train(photos, recipe="auto", settings=settings, out=tmp_path / "run")
     assert run.report["recipe"]["input_size_px"] == 160
     assert run.report["test"]["n"] == 12
     assert run.report["dataset"]["skipped"] == 0
+    assert not tried(run)
     assert searched(run)["left_out"]
 
 
@@ -544,6 +546,68 @@ def test_a_loop_that_is_far_behind_at_half_its_time_is_given_up(entries, lead, h
     assert (watch.hopeless, heard) == (hopeless, entries)
     watch(epoch(20, 20, 0.9))
     assert heard[-1] == "the end"
+
+
+class _LateWay:
+    """A gradient loop that ends when hardly any time is left, and whose model is ready ``late`` seconds after that."""
+
+    recipe = finetune()
+
+    def __init__(self, clock, folder, late, on_epoch, out_of_time, *, cut):
+        self._clock, self._folder, self._late = clock, folder, late
+        self._on_epoch, self._out_of_time, self._cut = on_epoch, out_of_time, cut
+
+    def prepare(self, dataset, _progress):
+        return dataset
+
+    def fit(self, _dataset, *, seed, progress):  # noqa: ARG002
+        self._clock.now = 59.0
+        if self._cut:
+            assert self._out_of_time()
+        else:
+            self._on_epoch(epoch(3, 3, 0.9))
+        self._clock.now = 60.0 + self._late
+        progress("features", 1, 2)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for name in auto_module.LOG_FILES:
+            (self._folder / name).write_text("")
+        return probe_fitted(val_after=(0.1, 0.9))
+
+
+def probe_fitted(**details):
+    return Fitted(
+        trunk=b"", embedding_dim=1, head=None, weights=None, held_out_logits=None, held_out_labels=None, method="calib",
+        logits={}, familiarity=None, familiar_scores=None, scores={}, details=details, log=(), interrupted=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize(("late", "kept"), [(1, True), (4, True), (6, False)])
+def test_a_loop_that_has_ended_is_not_lost_for_some_seconds(tmp_path, monkeypatch, late, kept, cut):
+    clock = SimpleNamespace(now=0.0)
+    way = auto_module.AutoWay(
+        auto(budget_seconds=60.0), tmp_path, on_epoch=lambda _: None, clock=lambda: clock.now, began=0.0
+    )
+    way._cost = Cost(
+        speed=Speed(decoding=0.0, engine=0.0),
+        recipe=probe(),
+        learning=500,
+        verified=50,
+        tested=50,
+        fit_seconds=2.0,
+    )
+    monkeypatch.setattr(auto_module.Cost, "finish", lambda *_: 0.0)
+    way._keep(auto_module._Best(fitted=None, recipe=probe(), val=(0.5, 0.8)), way)
+
+    def open_way(_recipe, folder, *, on_epoch, out_of_time, **_rest):
+        return _LateWay(clock, folder, late, on_epoch, out_of_time, cut=cut)
+
+    monkeypatch.setattr(auto_module, "open_loop_way", open_way)
+    dataset = SimpleNamespace(used=lambda *_: range(500))
+    search = spend(way._budget, [way._train(finetune(), "loop", dataset, seed=0)], no_progress)
+    (step,) = search.tried
+    assert (step.outcome is not None and step.outcome.kept) == kept
+    assert (way._best.val == (0.1, 0.9)) == kept
 
 
 def test_a_budget_begins_before_the_source_is_opened(photos, tmp_path, monkeypatch):

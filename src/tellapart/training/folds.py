@@ -9,7 +9,7 @@ from tellapart.evaluation.metrics import IntArray
 from tellapart.training.train import learning_part
 
 MAX_SEARCH_IMAGES = 5_000
-"""Images that take part in cross-validation, at most."""
+"""The strength is chosen on at most so many images; it hardly moves with more, and the search would."""
 
 _LEAST_OF_A_CLASS = 10  # images that are learned from, however little time there is
 

@@ -174,7 +174,6 @@ class LoopWay(Generic[R]):
             "best_epoch": result.best_epoch,
             "averaged_epochs": result.averaged_epochs,
             "val_before": result.val_before,
-            "val_after": result.val_after,
             "epochs_trained": len(result.log),
             "training_seconds": round(result.seconds, 3),
             "interrupted": result.interrupted,

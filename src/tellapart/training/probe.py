@@ -34,8 +34,6 @@ from tellapart.training.probe_recipe import ProbeRecipe
 from tellapart.training.recipe_parts import ClassWeights
 from tellapart.training.train import Fitted, learning_part
 
-"""The strength is chosen on at most so many images; it hardly moves with more, and the search would."""
-
 FloatMatrix = NDArray[np.float32]
 _Weigh = Callable[[IntArray], FloatMatrix]
 
