@@ -1,22 +1,19 @@
-"""Whatever stops a run, it goes on as if it had never been stopped: Ctrl-C, kill -9, a full disk, somebody's mistake.
+"""Whatever stops a run, it goes on as if it had never been stopped: Ctrl-C, a full disk, somebody's mistake.
 
-Run as a script, this file kills runs at random moments: ``python test_nothing_is_lost.py PHOTOS FOLDER KILLS``.
+``kill -9`` has a file of its own: test_killed_at_random.py.
 """
 
 import errno
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import traceback
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from tiny_run import RUN_FILES, SETTINGS, begin, outcome
 
 torch = pytest.importorskip("torch")
 
@@ -24,183 +21,9 @@ import tellapart  # noqa: E402
 from tellapart import pipeline  # noqa: E402
 from tellapart.errors import StorageError, TellapartError  # noqa: E402
 from tellapart.inference.model import read_model  # noqa: E402
-from tellapart.report import present  # noqa: E402
-from tellapart.storage import locked_folder, sha256  # noqa: E402
-from tellapart.training import gradient, loop  # noqa: E402, F401  imported here, once for all the processes that are killed
+from tellapart.storage import locked_folder  # noqa: E402
 
-SETTINGS = {
-    "input_size_px": 12,
-    "layers": "conv 6x3, batchnorm, pool 2, dropout 0.3, conv 5x2, flatten, dense 7",
-    "epochs": 3,
-    "batch_size": 8,
-    "optimizer": "adamw",
-    "weight_decay": 0.01,
-    "schedule": "one-cycle",
-    "ema_decay": 0.9,
-    "lr": 0.01,
-    "augment": "zoom 0.2, rotation 10, mixup 0.2",
-}
-CLOCK = ("images_per_s", "seconds")
-RUN_FILES = {
-    *(
-        "model.onnx",
-        "report.html",
-        "model_card.md",
-        "report.json",
-        "recipe.toml",
-        "dataset.parquet",
-        "predictions.parquet",
-    ),
-    *("log.jsonl", "curves.svg", ".lock"),
-}
-KILLS = 200
 COMMAND = [sys.executable, "-c", "from tellapart.cli import main; main()"]
-
-
-def outcome(folder):
-    """All that a finished run must have in common with one that was never stopped, without its clocks."""
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    for entry in log:
-        for key in CLOCK:
-            del entry[key]
-    report = json.loads((folder / "report.json").read_text())
-    fit = {key: report["fit"][key] for key in ("best_epoch", "epochs_trained", "interrupted", "verdict")}
-    model = read_model(folder / "model.onnx").card.graph_sha256  # of weights and temperature
-    return {"model": model, "log": log, "fit": fit, "test": report["test"], "dataset": report["dataset"]}
-
-
-def begin(source, out, **options):
-    return tellapart.train(source, recipe="cnn", settings=SETTINGS, out=out, **options)
-
-
-# Killed at random moments
-
-
-def kill_at_random(photos, folder, kills):
-    """Kill runs until ``kills`` have died of it; returns what the parent saw, or raises.
-
-    A run that was killed is gone on with by the next process, and killed again, until it comes to its end. Then its
-    outcome is compared with that of a run that nobody killed, and a new run begins.
-    """
-    rng = random.Random(0)  # noqa: S311  moments, no secrets
-    whole = folder / "whole"
-    wait(start(photos, whole))  # fills the cache
-    shutil.rmtree(whole)
-    began = time.perf_counter()
-    require(wait(start(photos, whole)) == 0, "the run that nobody kills fails")
-    seconds = time.perf_counter() - began
-    expected = outcome(whole)
-    seen = {"killed": 0, "finished": 0, "with_checkpoint": 0, "with_report": 0, "restarted": 0, "half_written": 0}
-    while seen["killed"] < kills:
-        run = folder / f"run{seen['finished']}"
-        process = start(photos, run)
-        if seen["killed"] % 10 == 9 and not (run / "report.json").exists():
-            await_end(
-                run / "report.json", process
-            )  # the last files are written in a moment that chance seldom meets
-        else:
-            time.sleep(rng.uniform(0, seconds))
-        os.kill(process, signal.SIGKILL)
-        status = wait(process)
-        if status == 0:
-            require(outcome(run) == expected, f"{run} differs from the run that nobody killed")
-            names = {path.name for path in run.iterdir()}
-            require(names == RUN_FILES, f"{run} has {sorted(names ^ RUN_FILES)}")
-            seen["finished"] += 1
-            continue
-        require(status == -signal.SIGKILL, f"a process ended with {status} in {run}")
-        seen["killed"] += 1
-        require_whole(run, seen)
-    return seen
-
-
-def start(photos, run):
-    """A process that begins the run, or goes on with it; the imports are already done."""
-    process = os.fork()
-    if process:
-        return process
-    status = 1
-    try:
-        torch.set_num_threads(1)
-        # Heat maps by covering places would be most of a run, and nothing is written meanwhile.
-        present.occlusion_maps = lambda *_: {}
-        # A checkpoint after every step: the more is written, the more there is to be hit.
-        loop.time = SimpleNamespace(monotonic=lambda: 1e9 * time.monotonic(), perf_counter=time.perf_counter)
-        begun = (run / "checkpoint" / "run.json").exists()
-        if (run / "model.onnx").exists():
-            read_model(run / "model.onnx")  # never a half one
-        if begun:
-            pipeline.resume(run)
-        else:  # it was killed before its first step; or after its last, and is made once more
-            begin(photos, run)
-        status = 0
-    except BaseException:  # noqa: BLE001  a child ends here, whatever happens
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
-def await_end(path, process):
-    """Until a file appears or the process has ended, which is then left for ``wait``."""
-    while not path.exists() and os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        time.sleep(0.001)
-
-
-def wait(process):
-    _, status = os.waitpid(process, 0)
-    return os.waitstatus_to_exitcode(status)
-
-
-def require(holds, message):
-    """Also where assertions are switched off: this part runs as a script."""
-    if not holds:
-        raise RuntimeError(message)
-
-
-def require_whole(run, seen):
-    """Nothing under its final name is half-written."""
-    checkpoint = run / "checkpoint"
-    for path in (run / "report.json", checkpoint / "run.json"):
-        if path.exists():
-            json.loads(path.read_bytes())
-    if (run / "log.jsonl").exists():
-        for line in (run / "log.jsonl").read_text().splitlines():
-            json.loads(line)
-    if (run / "curves.svg").exists():
-        require((run / "curves.svg").read_text().endswith("</svg>\n"), "half a picture")
-    seen["with_report"] += (
-        run / "report.json"
-    ).exists()  # killed while the run's files were written, or after that
-    if (checkpoint / "state.json").exists():
-        document = json.loads((checkpoint / "state.json").read_bytes())
-        if (checkpoint / "run.json").exists():  # else the run was over, and this was being deleted
-            digest = sha256((checkpoint / document["tensors"]).read_bytes())
-            state = json.dumps(document["state"], sort_keys=True)
-            require(sha256((digest + state).encode()) == document["sha256"], "state and tensors differ")
-            seen["with_checkpoint"] += 1
-    elif not (checkpoint / "run.json").exists():
-        seen["restarted"] += 1
-    seen["half_written"] += any(run.rglob("*.tmp"))
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no kill -9 here")
-def test_a_run_that_is_killed_at_any_moment_goes_on_or_begins_anew(photos, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TELLAPART_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, __file__, str(photos), str(tmp_path), str(KILLS)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    seen = json.loads(done.stdout)
-    assert seen["killed"] == KILLS
-    assert seen["finished"] >= 3, seen
-    assert seen["with_checkpoint"] >= 20, seen
-    assert seen["with_report"] >= 1, seen
-    assert seen["half_written"] >= 1, f"no kill hit a write: the moments are badly chosen: {seen}"
 
 
 # Ctrl-C
@@ -472,7 +295,3 @@ def test_a_full_disk_loses_no_more_than_what_was_not_written(writes, photos, tmp
         begin(photos, run)
     assert outcome(run) == outcome(tmp_path / "whole")
     assert {path.name for path in run.iterdir()} == RUN_FILES
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(kill_at_random(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))))
