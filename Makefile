@@ -12,7 +12,7 @@ demo: $(BASE)/.ready                 ## base install, no PyTorch: train on digit
 	$(BASE)/bin/tellapart demo
 
 test: $(DEV)/.ready $(BASE)/.ready   ## all tests; the base environment shows that what ships needs no PyTorch
-	TELLAPART_BASE_PYTHON=$(abspath $(BASE))/bin/python $(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+	TELLAPART_BASE_PYTHON=$(abspath $(BASE))/bin/python $(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(DEV)/.ready
 	$(DEV)/bin/ruff check
