@@ -11,7 +11,7 @@ from tellapart.errors import ImageError
 from tellapart.imaging.decode import StoredImage, decode_image
 from tellapart.imaging.pool import map_ordered
 from tellapart.pages.pictures import jpeg_uri, thumbnail
-from tellapart.pages.template import fill_template
+from tellapart.pages.template import PageTemplate
 from tellapart.records import Issue, Progress, no_progress
 
 THUMBNAIL_PX = 160
@@ -21,6 +21,7 @@ MAX_SHOWN = 24
 
 _MAX_IMAGES = 6  # of one issue
 _MAX_CLASSES = 500  # whose images are counted one by one
+_PAGE = PageTemplate("tellapart.checking", "page.html")
 _JPEG_QUALITY = 74
 _BYTES_A_CAPTION = 900  # at most, of the markup and words around an image
 _MAX_WORDS = 300  # letters of a message or a path
@@ -124,9 +125,7 @@ def render_page(result: CheckResult, *, title: str, progress: Progress = no_prog
     # In the order of each kind's worst, which is that of the counts.
     sections = [_section(kind, result.counts[kind], shown[kind], thumbnails, root) for kind in result.counts]
     classes = result.dataset.class_counts()
-    return fill_template(
-        "tellapart.checking",
-        "page.html",
+    return _PAGE.fill(
         title=title,
         sections=sections,
         total=len(result.issues),

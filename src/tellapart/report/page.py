@@ -1,9 +1,8 @@
 """The report as one HTML file: no script, nothing fetched, readable on a phone and on paper."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from tellapart.imaging.decode import StoredImage, decode_image
 from tellapart.imaging.pool import map_ordered
 from tellapart.imaging.preprocess import preprocess_image
 from tellapart.pages.pictures import jpeg_uri, thumbnail
-from tellapart.pages.template import fill_template
+from tellapart.pages.template import PageTemplate
 from tellapart.records import ModelCard, Preprocess, Progress, no_progress
 from tellapart.report import charts, story
 from tellapart.report.examples import Examples
@@ -100,10 +99,7 @@ def render_report(
     report = {**{name: {} for name in _OPTIONAL}, **report}
     test = report["test"]
     galleries, by_class = _pictures(dataset, answers, card, examples, heatmaps, progress)
-    return fill_template(
-        "tellapart.report",
-        "page.html",
-        filters=_FILTERS,
+    return _PAGE.fill(
         title=title,
         command=command,
         report=report,
@@ -273,7 +269,9 @@ def _short(text: str) -> str:
     return text if len(text) <= _MAX_WORDS else f"{text[: _MAX_WORDS // 2]} … {text[-_MAX_WORDS // 3 :]}"
 
 
-_FILTERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+_PAGE = PageTemplate(
+    "tellapart.report",
+    "page.html",
     {
         "percent": story.percent,
         "amount": story.amount,
@@ -283,5 +281,5 @@ _FILTERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "bar": charts.bar,
         "span": story.span,
         "duration": story.duration,
-    }
+    },
 )
