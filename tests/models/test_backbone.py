@@ -327,6 +327,22 @@ def test_a_whole_network_is_trained_on_and_the_file_agrees(folders, photos, tmp_
     assert np.mean(moved) > 0.9  # a random network has kernels that no gradient reaches
 
 
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "test_convnext", "test_vit"])
+def test_no_layer_looks_at_more_than_one_image(folders, name):
+    """So a batch may be learned from in parts."""
+    side = FAMILY[name]
+    pretrained = backbone_module.load_pretrained(f"local-dir:{folders(name)}", input_size_px=side)
+    images = torch.rand(4, 3, side, side)
+    with torch.no_grad():
+        dim = pretrained.network(images).shape[1]
+        head = LinearHead(weight=np.zeros((dim, 3), np.float32), bias=np.zeros(3, np.float32))
+        network = Whole(pretrained, head, 3).train()
+        together = network(images)["embedding"]
+        alone = torch.cat([network(image)["embedding"] for image in images.split(1)])
+    assert network.images_at_once
+    assert torch.allclose(together, alone, atol=1e-4 * float(together.abs().max()))
+
+
 def test_training_whole_networks_learns_with_batch_norm_as_it_was(folders):
     pretrained = backbone_module.load_pretrained(f"local-dir:{folders('resnet10t')}", input_size_px=32)
     head = LinearHead(weight=np.zeros((512, 3), np.float32), bias=np.zeros(3, np.float32))

@@ -113,6 +113,10 @@ def test_frozen_stages_and_tail_are_the_whole_backbone(state, settings, side):
         with torch.inference_mode():
             found = tail(given)
         assert np.abs(found["embedding"].numpy() - expected).max() < 1e-3 * np.abs(expected).max()
+        with torch.inference_mode():  # so a batch may be learned from in parts
+            alone = torch.cat([tail.train()(image)["embedding"] for image in given.split(1)])
+        assert tail.images_at_once
+        assert (alone - found["embedding"]).abs().max() < 1e-4 * np.abs(expected).max()
         if not trained:
             original = build_backbone(state, BUNDLED[LITE0], recipe.feature_stages, recipe.feature_pooling)
             untouched = answers(original.SerializeToString(), images)["embedding"]

@@ -138,6 +138,25 @@ def originals(data, rows):
     return torch.from_numpy(data.pixels[rows]).permute(0, 3, 1, 2).float() / 255
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_batch_in_parts_teaches_the_same(classes):
+    """Where the network allows it: all of a batch's maps need not be in memory at once."""
+    weights = torch.tensor([0.5, 1.5, 1.0])[:classes]
+    found = []
+    for at_once in (None, 3):
+        data, recipe = toy(classes=classes), settings(label_smoothing=0.1, augment="mixup 0.5")
+        network = build(data, recipe, classes)
+        network.images_at_once = at_once
+        given = watch(network)
+        train(recipe, data, classes=classes, network=network, class_weights=weights, label_smoothing=0.1)
+        found.append((weights_of(network), given))
+    (whole, given_whole), (parts, given_parts) = found
+    assert all(torch.allclose(whole[name], parts[name], atol=1e-4) for name in whole)
+    assert max(map(len, given_whole[True])) == 8
+    assert max(map(len, given_parts[True])) == 3
+    assert torch.equal(torch.cat(given_whole[True]), torch.cat(given_parts[True]))
+
+
 def rows_of(images):
     return [round(float(image[0, 0, 0]) * 255) for image in images]
 
