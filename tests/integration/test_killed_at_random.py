@@ -7,6 +7,7 @@ import faulthandler
 import gc
 import importlib
 import json
+import math
 import os
 import random
 import shutil
@@ -48,21 +49,21 @@ def kill_at_random(photos, folder, kills):
     gc.freeze()  # else each child's collector touches, and so copies, all that was imported
     rng = random.Random(0)  # noqa: S311  moments, no secrets
     whole = folder / "whole"
-    wait(start(photos, whole))  # fills the cache
-    shutil.rmtree(whole)
-    process = start(photos, whole)
-    began = time.perf_counter()
-    require(wait(process) == 0, "the run that nobody kills fails")
-    seconds = time.perf_counter() - began
+    seconds = math.inf
+    for _ in range(3):  # the first fills the cache; other programs may disturb one of the others
+        shutil.rmtree(whole, ignore_errors=True)
+        process = start(photos, whole)
+        began = time.perf_counter()
+        require(wait(process) == 0, "the run that nobody kills fails")
+        seconds = min(seconds, time.perf_counter() - began)
     expected = outcome(whole)
     seen = {"killed": 0, "finished": 0, "with_checkpoint": 0, "with_report": 0, "restarted": 0, "half_written": 0}
     while seen["killed"] < kills:
         run = folder / f"run{seen['finished']}"
         process = start(photos, run)
         if seen["killed"] % 10 == 9 and not (run / "report.json").exists():
-            await_end(
-                run / "report.json", process
-            )  # the last files are written in a moment that chance seldom meets
+            # The last files are written in a moment that chance seldom meets.
+            await_end(run / "report.json", process)
         else:
             time.sleep(rng.uniform(0, seconds))
         os.kill(process, signal.SIGKILL)
@@ -171,7 +172,8 @@ def require_whole(run, seen):
 @pytest.mark.skipif(not TASKS.exists(), reason="needs fork, and the list of threads of Linux")
 def test_a_run_that_is_killed_at_any_moment_goes_on_or_begins_anew(photos, tmp_path):
     pytest.importorskip("torch")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TELLAPART_CACHE": str(tmp_path / "cache")}
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment = {**os.environ, **one_thread, "TELLAPART_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, __file__, str(photos), str(tmp_path), str(KILLS)],
         env=environment,
