@@ -117,6 +117,7 @@ export class Detail {
     const name = byId("heat-class").value;
     byId("heat").setAttribute("aria-pressed", String(on));
     byId("stage").querySelector(".heat")?.remove();
+    this.cover(false);
     byId("heat-note").textContent = on ? "Looking …" : "";
     if (!on) return;
     try {
@@ -147,7 +148,13 @@ export class Detail {
     heat.style.width = `min(100cqw, ${100 * ratio}cqh)`;
     heat.style.height = "auto";
     heat.src = address;
+    // It shows the photo, too, as the model saw it: where that is a part of it, the rest would stick out at another scale.
+    this.cover(true);
     byId("stage").append(heat);
+  }
+
+  cover(on) {
+    byId("stage").firstElementChild?.classList.toggle("covered", on);
   }
 
   key(event) {
