@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import polars as pl
 import pytest
+from tiny_run import EVERY_RUN
 from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
@@ -37,15 +38,6 @@ WRITTEN = {"auto": "probe"}
 """What is written of a search is the recipe that it found: with so few images, a probe."""
 
 NETWORKS = ("cnn", "scratch")
-EVERY_RUN = {
-    "model.onnx",
-    "report.html",
-    "model_card.md",
-    "report.json",
-    "recipe.toml",
-    "dataset.parquet",
-    "predictions.parquet",
-}
 LOG_KEYS = {
     *("epoch", "epochs", "running_loss", "running_accuracy", "train_loss", "train_accuracy"),
     *("val_loss", "val_accuracy", "lr", "images_per_s", "seconds"),

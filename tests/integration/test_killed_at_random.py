@@ -110,9 +110,8 @@ def go_on(photos, run, when_imported):
     from tellapart.training import gradient, loop  # noqa: F401  the first brings PyTorch's part
 
     torch.set_num_threads(1)
-    # Heat maps by covering places would be most of a run, a page's template a fifth; nothing is written meanwhile.
+    # Heat maps by covering places would be most of a run, and nothing is written meanwhile.
     present.occlusion_maps = lambda *_: {}
-    present.render_report = lambda *_, **__: b"page" * 50_000
     # A checkpoint after every step: the more is written, the more there is to be hit.
     loop.time = SimpleNamespace(monotonic=lambda: 1e9 * time.monotonic(), perf_counter=time.perf_counter)
     # What a killed process has written is there without this; it helps against power cuts, and may take minutes.

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from scipy.stats import binomtest
 from sklearn import metrics as sk
+from tiny_run import EVERY_RUN
 
 import tellapart
 from tellapart.errors import DataError, RecipeError, StorageError
@@ -18,15 +19,6 @@ from tellapart.inference.model import read_model
 from tellapart.storage import locked_folder
 from tellapart.training.recipes import build_recipe
 
-RUN_FILES = {
-    "model.onnx",
-    "report.html",
-    "model_card.md",
-    "report.json",
-    "recipe.toml",
-    "dataset.parquet",
-    "predictions.parquet",
-}
 CLASS_NAMES = ["blobs", "dots", "stripes"]
 
 
@@ -42,7 +34,7 @@ def split_paths(run, split):
 
 
 def test_the_run_folder(run):
-    assert {path.name for path in run.folder.iterdir() if not path.name.startswith(".")} == RUN_FILES
+    assert {path.name for path in run.folder.iterdir() if not path.name.startswith(".")} == EVERY_RUN
     assert not list(run.folder.glob("*.tmp")) + list(run.folder.glob(".*.tmp"))
     assert run.model_path == run.folder / "model.onnx"
     with locked_folder(run.folder):
@@ -225,7 +217,7 @@ def test_a_run_may_be_repeated_in_its_folder(photos, tmp_path):
     assert first.folder == second.folder
     assert json.loads((tmp_path / "run" / "report.json").read_text())["seed"] == 3
     assert read_model(second.model_path).card.metrics == second.report["test"]
-    assert {path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")} == RUN_FILES
+    assert {path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")} == EVERY_RUN
 
 
 def test_settings(photos, tmp_path):

@@ -18,18 +18,16 @@ SETTINGS = {
     "augment": "zoom 0.2, rotation 10, mixup 0.2",
 }
 CLOCK = ("images_per_s", "seconds")
-RUN_FILES = {
-    *(
-        "model.onnx",
-        "report.html",
-        "model_card.md",
-        "report.json",
-        "recipe.toml",
-        "dataset.parquet",
-        "predictions.parquet",
-    ),
-    *("log.jsonl", "curves.svg", ".lock"),
+EVERY_RUN = {
+    "model.onnx",
+    "report.html",
+    "model_card.md",
+    "report.json",
+    "recipe.toml",
+    "dataset.parquet",
+    "predictions.parquet",
 }
+RUN_FILES = EVERY_RUN | {"log.jsonl", "curves.svg", ".lock"}
 
 
 def outcome(folder):

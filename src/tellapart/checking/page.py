@@ -21,7 +21,6 @@ MAX_SHOWN = 24
 
 _MAX_IMAGES = 6  # of one issue
 _MAX_CLASSES = 500  # whose images are counted one by one
-_PAGE = PageTemplate("tellapart.checking", "page.html")
 _JPEG_QUALITY = 74
 _BYTES_A_CAPTION = 900  # at most, of the markup and words around an image
 _MAX_WORDS = 300  # letters of a message or a path
@@ -231,3 +230,6 @@ def _short(text: str) -> str:
     if len(text) <= _MAX_WORDS:
         return text
     return f"{text[: _MAX_WORDS // 3]} … {text[-_MAX_WORDS // 2 :]}"
+
+
+_PAGE = PageTemplate("tellapart.checking", "page.html")
